@@ -1,0 +1,1 @@
+//! The device daemon; see the modules.
