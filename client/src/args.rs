@@ -1,0 +1,314 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use img_types::ImageName;
+
+use crate::values::{self, CheckoutRef};
+
+/// Lets a running application move to whatever computer is at hand.
+#[derive(Debug, Parser)]
+#[command(
+    name = "imgctl",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// Print JSON: one object, or one object per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Talk to the daemon at this socket
+    #[arg(long, global = true, env = "IMGD_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Keep a daemon that is started in this folder
+    #[arg(long, global = true, env = "IMGD_STATE", value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Fail when the daemon is not running instead of starting it
+    #[arg(long, global = true)]
+    pub(crate) no_start: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Enrol this device with an invite; the first device founds the home
+    Join {
+        /// The line that `imghome init` or `imgctl device invite` printed
+        invite: String,
+        /// This device's name; the machine's name by default
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Enrol this device with the recovery words, read from the terminal or standard input
+    Recover {
+        /// The home's address
+        address: String,
+        /// The hash of the home's key, printed with the words
+        home_key_hash: String,
+        /// This device's name; the machine's name by default
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Invite a device, or list those on the roster
+    Device {
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
+    /// Make an image, empty or from a folder, a raw disk or a tar
+    Create(CreateArgs),
+    /// List images
+    Ls,
+    /// Mount an image here, with its lease or read-only
+    Checkout(CheckoutArgs),
+    /// Show the state of checkouts
+    Status {
+        /// One checkout, by name or folder; all by default
+        #[arg(value_parser = CheckoutRef::parse)]
+        checkout: Option<CheckoutRef>,
+        /// Show it again whenever it changes
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Cut a checkpoint now
+    Checkpoint {
+        /// The checkout, by name or folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+        /// What this state is
+        #[arg(short, long)]
+        message: Option<String>,
+    },
+    /// Bring the checkout's state home as the image's new head
+    Commit {
+        /// The checkout, by name or folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+        /// What this state is
+        #[arg(short, long)]
+        message: Option<String>,
+        /// Keep the lease that a late commit took
+        #[arg(long)]
+        keep: bool,
+        /// Return after the checkpoint; the rest goes on by itself
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Close a checkout: last commit, unmount, give the lease back
+    Release {
+        /// The checkout, by name or folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+        /// Drop what changed since the last commit
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Fetch all of a checkout, to work where there is no network
+    Hydrate {
+        /// The checkout, by name or folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+    },
+    /// Show an image's history
+    Log {
+        /// The image
+        #[arg(value_parser = values::image)]
+        name: ImageName,
+        /// Show at most this many commits
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Write an image to a folder, a raw disk file or a tar
+    Export(ExportArgs),
+    /// Give an image another name
+    Rename {
+        /// The image
+        #[arg(value_parser = values::image)]
+        name: ImageName,
+        /// Its new name
+        #[arg(value_parser = values::image)]
+        new: ImageName,
+    },
+    /// Delete an image
+    Delete {
+        /// The image
+        #[arg(value_parser = values::image)]
+        name: ImageName,
+        /// Also while another device holds it
+        #[arg(long)]
+        force: bool,
+    },
+    /// List who holds which image until when
+    Leases,
+    /// Check this machine and the way home
+    Doctor,
+    /// Show this device's home
+    Home {
+        #[command(subcommand)]
+        command: HomeCommand,
+    },
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Print an invite, good for one device and 15 minutes
+    Invite,
+    /// List the devices of this home
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HomeCommand {
+    /// Show where the home is and what it was last seen to hold
+    Address,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The image's name
+    #[arg(value_parser = values::image)]
+    pub(crate) name: ImageName,
+    /// A folder, a raw disk file or a tar; empty by default
+    #[arg(long, value_name = "PATH")]
+    pub(crate) from: Option<PathBuf>,
+    /// Take PATH as this, whatever its content looks like
+    #[arg(long = "as", value_name = "KIND")]
+    pub(crate) kind: Option<Form>,
+    /// Fail instead of leaving out what cannot be read
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckoutArgs {
+    /// The image
+    #[arg(value_parser = values::image)]
+    pub(crate) name: ImageName,
+    /// Where to mount it; a folder of the image's name here by default
+    pub(crate) dir: Option<PathBuf>,
+    /// Take no lease; what is written stays here
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Mount this commit instead of the head
+    #[arg(long, value_name = "COMMIT", value_parser = values::commit, requires = "read_only")]
+    pub(crate) at: Option<String>,
+    /// How long the lease lasts without contact
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub(crate) lease: Option<Duration>,
+    /// Take an offline lease, for 1 to 180 days
+    #[arg(long, value_name = "TIME", value_parser = values::duration, conflicts_with = "lease")]
+    pub(crate) offline: Option<Duration>,
+    /// Fetch everything in the background
+    #[arg(long)]
+    pub(crate) hydrate: bool,
+    /// Take a lapsed lease although its holder has newer work at home
+    #[arg(long)]
+    pub(crate) take_over: bool,
+    /// Show the image owner's files as yours, or keep all owners as they are
+    #[arg(long)]
+    pub(crate) owner: Option<Owner>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The image
+    #[arg(value_parser = values::image)]
+    pub(crate) name: ImageName,
+    /// A new folder, or a file
+    pub(crate) dest: PathBuf,
+    /// Export this commit instead of the head
+    #[arg(long, value_name = "COMMIT", value_parser = values::commit)]
+    pub(crate) at: Option<String>,
+    /// Export only this path of the image
+    #[arg(long)]
+    pub(crate) path: Option<String>,
+    /// Write this, whatever DEST looks like
+    #[arg(long = "as", value_name = "KIND")]
+    pub(crate) kind: Option<Form>,
+}
+
+/// Forms of an image outside of a home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// A folder
+    Tree,
+    /// A raw disk file
+    Disk,
+    /// A tar archive
+    Tar,
+}
+
+impl Form {
+    /// The word that the daemon knows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Tree => "tree",
+            Self::Disk => "disk",
+            Self::Tar => "tar",
+        }
+    }
+}
+
+/// How owners of files are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Owner {
+    /// The image's owner is shown as you
+    Map,
+    /// Every owner is shown as stored
+    Keep,
+}
+
+impl Owner {
+    /// The word that the daemon knows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Map => "map",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_are_refused_before_the_daemon_is_asked() {
+        for bad in [
+            &["imgctl", "create", "a/b"][..],
+            &["imgctl", "checkout", "vm", "--lease", "soon"],
+            &["imgctl", "checkout", "vm", "--at", "head"],
+            &[
+                "imgctl",
+                "checkout",
+                "vm",
+                "--lease",
+                "1h",
+                "--offline",
+                "30d",
+            ],
+            &["imgctl", "rename", "vm", ""],
+        ] {
+            assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
+        }
+        let cli = Cli::try_parse_from(["imgctl", "checkout", "vm", "--lease", "10m", "--json"]);
+        let Command::Checkout(args) = cli.unwrap().command else {
+            panic!("a checkout");
+        };
+        assert_eq!(args.lease, Some(Duration::from_secs(600)));
+    }
+}

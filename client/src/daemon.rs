@@ -1,0 +1,124 @@
+//! Finds the daemon's socket and starts the daemon when it is not running.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep};
+
+use crate::failure::Failure;
+
+/// How long a daemon may take to open its socket: it may have a long journal to read.
+const START_MAX: Duration = Duration::from_secs(30);
+/// How often the socket is tried meanwhile.
+const START_POLL: Duration = Duration::from_millis(20);
+
+/// Where the daemon is, and whether it may be started.
+#[derive(Debug, Clone)]
+pub(crate) struct Daemon {
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// Its state folder, if not the default one.
+    pub(crate) state: Option<PathBuf>,
+    /// Whether to start it.
+    pub(crate) start: bool,
+}
+
+impl Daemon {
+    /// Finds the socket: the given one, else in the runtime folder, else in the state folder.
+    pub(crate) fn find(
+        socket: Option<PathBuf>,
+        state: Option<PathBuf>,
+        start: bool,
+    ) -> Result<Self, Failure> {
+        let folder = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty());
+        let socket = match (socket, &state) {
+            (Some(socket), _) => socket,
+            (None, Some(state)) => state.join("imgd.sock"),
+            (None, None) => match folder("XDG_RUNTIME_DIR") {
+                Some(runtime) => PathBuf::from(runtime).join("imgd.sock"),
+                None => match (folder("XDG_DATA_HOME"), folder("HOME")) {
+                    (Some(data), _) => PathBuf::from(data).join("imgd/imgd.sock"),
+                    (None, Some(home)) => PathBuf::from(home).join(".local/share/imgd/imgd.sock"),
+                    (None, None) => {
+                        return Err(Failure::no_daemon(
+                            "There is no HOME to look for the daemon's socket in; \
+                             say where it is with --socket.",
+                        ));
+                    }
+                },
+            },
+        };
+        Ok(Self {
+            socket,
+            state,
+            start,
+        })
+    }
+
+    /// Connects, and starts the daemon before if need be.
+    pub(crate) async fn connect(&self) -> Result<UnixStream, Failure> {
+        if let Ok(stream) = UnixStream::connect(&self.socket).await {
+            return Ok(stream);
+        }
+        if !self.start {
+            return Err(Failure::no_daemon(format!(
+                "The daemon does not answer at {}.",
+                self.socket.display()
+            )));
+        }
+        self.spawn()?;
+        let start = Instant::now();
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if start.elapsed() > START_MAX => {
+                    return Err(Failure::no_daemon(format!(
+                        "The daemon was started but does not answer at {}: {error}.",
+                        self.socket.display()
+                    )));
+                }
+                Err(_) => sleep(START_POLL).await,
+            }
+        }
+    }
+
+    fn spawn(&self) -> Result<(), Failure> {
+        let beside = std::env::current_exe()
+            .ok()
+            .map(|own| own.with_file_name("imgd"))
+            .filter(|imgd| imgd.exists());
+        let program = beside.as_deref().unwrap_or(Path::new("imgd"));
+        let mut command = Command::new(program);
+        command.arg("--socket").arg(&self.socket);
+        if let Some(state) = &self.state {
+            command.arg("--state").arg(state);
+        }
+        // In a session of its own, so that Ctrl-C in this terminal does not end it.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn().map(drop).map_err(|error| {
+            Failure::no_daemon(format!(
+                "The daemon is not running and {} cannot be started: {error}.",
+                program.display()
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_lies_in_a_given_state_folder() {
+        let daemon = Daemon::find(None, Some("/x".into()), false).unwrap();
+        assert_eq!(daemon.socket, Path::new("/x/imgd.sock"));
+        let daemon = Daemon::find(Some("/s".into()), Some("/x".into()), false).unwrap();
+        assert_eq!(daemon.socket, Path::new("/s"));
+    }
+}

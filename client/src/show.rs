@@ -1,0 +1,184 @@
+//! How answers look: tables and sentences for people, JSON for scripts.
+
+use std::io::Write;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+/// Standard output, in the form that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether scripts read it.
+    pub(crate) fn json(self) -> bool {
+        self.json
+    }
+
+    /// Prints an answer: the JSON as it came, or what `render` makes of it for people.
+    pub(crate) fn answer(
+        self,
+        answer: &Value,
+        render: impl FnOnce(&Value) -> Result<String, serde_json::Error>,
+    ) -> Result<(), Failure> {
+        if self.json {
+            self.lines(answer)
+        } else {
+            let text = render(answer).map_err(|error| {
+                Failure::failed(format!("The daemon's answer is odd: {error}."))
+            })?;
+            print(text.trim_end())
+        }
+    }
+
+    fn lines(self, answer: &Value) -> Result<(), Failure> {
+        match answer {
+            Value::Array(rows) => rows.iter().try_for_each(|row| print(&row.to_string())),
+            other => print(&other.to_string()),
+        }
+    }
+}
+
+/// Prints one text and a line end to standard output.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    writeln!(std::io::stdout().lock(), "{text}")
+        .map_err(|error| Failure::failed(format!("cannot print: {error}")))
+}
+
+/// Tells about a failure.
+pub(crate) fn failure(failure: &Failure, as_json: bool) {
+    if as_json && failure.in_answer {
+        return;
+    }
+    let text = failure_text(failure, as_json);
+    // There is nobody to tell when the output is closed.
+    let _ = if as_json {
+        writeln!(std::io::stdout().lock(), "{text}")
+    } else {
+        writeln!(std::io::stderr().lock(), "{text}")
+    };
+}
+
+fn failure_text(failure: &Failure, as_json: bool) -> String {
+    if as_json {
+        let mut object = json!({
+            "error": failure.error,
+            "message": failure.message,
+            "hint": failure.hint,
+            "exit_code": failure.exit_code,
+        });
+        if let Value::Object(fields) = &mut object {
+            fields.extend(failure.more.clone());
+        }
+        return object.to_string();
+    }
+    let mut text = format!("imgctl: {}", failure.message);
+    let processes = failure.more.get("processes").and_then(Value::as_array);
+    for process in processes.into_iter().flatten() {
+        let command = process["command"].as_str().unwrap_or("?");
+        text.push_str(&format!("\n  {} {command}", process["pid"]));
+    }
+    if !failure.hint.is_empty() {
+        text.push('\n');
+        text.push_str(&failure.hint);
+    }
+    text
+}
+
+/// A table without lines, with a header.
+pub(crate) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    HumanBytes(count).to_string()
+}
+
+/// An RFC 3339 time for people: minutes are enough.
+pub(crate) fn minute(time: &str) -> String {
+    match (time.get(..10), time.get(11..16)) {
+        (Some(day), Some(minute)) => format!("{day} {minute} UTC"),
+        _ => time.to_owned(),
+    }
+}
+
+/// The first digits of an id.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..10).unwrap_or(id)
+}
+
+/// The first digits of an id, or a dash.
+pub(crate) fn short_or_dash(id: Option<&str>) -> String {
+    id.map_or("-", short).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_plain_and_aligned() {
+        let text = table(
+            ["NAME", "SIZE"],
+            [
+                ["a".to_owned(), "1".to_owned()],
+                ["longer".to_owned(), "22".to_owned()],
+            ],
+        );
+        assert_eq!(text, "NAME    SIZE\na       1\nlonger  22");
+    }
+
+    #[test]
+    fn failures_are_sentences_for_people_and_objects_for_scripts() {
+        let failure: Failure = serde_json::from_value(json!({
+            "error": "busy", "message": "Files of vm are open.", "hint": "Close them.",
+            "exit_code": 1, "processes": [{"pid": 7, "command": "vim"}],
+        }))
+        .unwrap();
+        assert_eq!(
+            failure_text(&failure, false),
+            "imgctl: Files of vm are open.\n  7 vim\nClose them."
+        );
+        let object: Value = serde_json::from_str(&failure_text(&failure, true)).unwrap();
+        assert_eq!(object["processes"][0]["pid"], 7);
+        assert_eq!(object["error"], "busy");
+    }
+
+    #[test]
+    fn times_and_ids_are_short_for_people() {
+        assert_eq!(minute("2026-11-21T14:05:00Z"), "2026-11-21 14:05 UTC");
+        assert_eq!(minute("soon"), "soon");
+        assert_eq!(short("0123456789abcdef"), "0123456789");
+        assert_eq!(short_or_dash(None), "-");
+    }
+}

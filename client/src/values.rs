@@ -1,0 +1,135 @@
+//! Texts that people type, parsed at the door.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use img_types::ImageName;
+
+use crate::failure::Failure;
+
+/// Parses an image's name.
+pub(crate) fn image(text: &str) -> Result<ImageName, String> {
+    ImageName::parse(text).map_err(|error| error.to_string())
+}
+
+/// Parses a duration such as `10m`, `3h` or `30d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text)
+        .map_err(|_| "a duration looks like 10m, 3h or 30d".to_owned())?;
+    if parsed.is_zero() {
+        return Err("a duration is longer than nothing".to_owned());
+    }
+    Ok(parsed)
+}
+
+/// Checks the text that names a commit: a full id, a prefix of 6 or more digits, `head`, `head~2`.
+pub(crate) fn commit(text: &str) -> Result<String, String> {
+    let back = text.strip_prefix("head").map(|rest| {
+        rest.is_empty()
+            || rest
+                .strip_prefix('~')
+                .is_some_and(|steps| steps.parse::<u32>().is_ok())
+    });
+    let digits = (6..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    if back == Some(true) || digits {
+        Ok(text.to_owned())
+    } else {
+        Err("a commit is its id, the first 6 or more digits of it, head, or head~2".to_owned())
+    }
+}
+
+/// What addresses a checkout: an image's name, or the folder it is checked out in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckoutRef(String);
+
+impl CheckoutRef {
+    /// Takes a name, or a path: anything with a slash, `.` or `..`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text.contains('/') || text == "." || text == ".." {
+            let path = absolute(Path::new(text)).map_err(|failure| failure.message)?;
+            let path = path
+                .to_str()
+                .ok_or("a folder that is not UTF-8 is addressed by its image's name")?;
+            Ok(Self(path.to_owned()))
+        } else {
+            image(text).map(|name| Self(name.to_string()))
+        }
+    }
+
+    /// The path of the checkout's resource.
+    pub(crate) fn resource(&self) -> String {
+        format!("/v1/checkouts/{}", percent_encode(&self.0))
+    }
+}
+
+/// The path of an image's resource.
+pub(crate) fn image_resource(name: &ImageName) -> String {
+    format!("/v1/images/{}", percent_encode(name.as_str()))
+}
+
+/// Escapes everything but unreserved characters (RFC 3986, section 2.3).
+pub(crate) fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// Makes a path absolute without following symbolic links.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(path)
+        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+    // `std::path::absolute` keeps `..`; a checkout's folder is remembered without.
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    Ok(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        for bad in ["", "soon", "0s", "-3h", "3"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn commits() {
+        let full = "ab".repeat(32);
+        for good in ["head", "head~2", "abcdef", full.as_str()] {
+            assert_eq!(commit(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "abcde", "head~", "head~x", "heads", "ABCDEF", "ghijkl"] {
+            assert!(commit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_checkout_is_a_name_or_a_folder() {
+        let name = CheckoutRef::parse("größe").unwrap();
+        assert_eq!(name.resource(), "/v1/checkouts/gr%C3%B6%C3%9Fe");
+        let folder = CheckoutRef::parse("/tmp/x/../vm").unwrap();
+        assert_eq!(folder.resource(), "/v1/checkouts/%2Ftmp%2Fvm");
+        assert!(CheckoutRef::parse("a b").is_err());
+    }
+}

@@ -1,0 +1,116 @@
+//! `imgctl checkpoint` and `commit`.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Session;
+use crate::failure::Failure;
+use crate::show;
+use crate::values::CheckoutRef;
+
+#[derive(Debug, Deserialize)]
+struct Checkpoint {
+    checkpoint: String,
+    #[serde(default)]
+    freeze_us: u64,
+    #[serde(default)]
+    unchanged: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Commit {
+    commit: String,
+    seq: u64,
+    sent_bytes: u64,
+    unchanged: bool,
+}
+
+/// Cuts a checkpoint.
+pub(super) async fn checkpoint(
+    session: &Session,
+    checkout: &CheckoutRef,
+    message: Option<String>,
+) -> Result<(), Failure> {
+    let path = format!("{}/checkpoint", checkout.resource());
+    let message = message.unwrap_or_default();
+    let cut = session
+        .api
+        .post(&path, &json!({"message": message}))
+        .await?;
+    session.output.answer(&cut, render_checkpoint)
+}
+
+/// Commits a checkout's state.
+pub(super) async fn commit(
+    session: &Session,
+    checkout: &CheckoutRef,
+    message: Option<String>,
+    keep: bool,
+    no_wait: bool,
+) -> Result<(), Failure> {
+    let path = format!("{}/commit", checkout.resource());
+    let body = json!({
+        "message": message.unwrap_or_default(),
+        "keep": keep,
+        "wait": !no_wait,
+    });
+    let committed = session.stream(&path, &body).await?;
+    if no_wait {
+        session.output.answer(&committed, render_checkpoint)
+    } else {
+        session.output.answer(&committed, render_commit)
+    }
+}
+
+fn render_checkpoint(cut: &Value) -> Result<String, serde_json::Error> {
+    let cut = Checkpoint::deserialize(cut)?;
+    let id = show::short(&cut.checkpoint);
+    Ok(if cut.unchanged {
+        format!("Nothing has changed since checkpoint {id}.")
+    } else {
+        format!(
+            "Checkpoint {id}; writers were held up for {} µs.",
+            cut.freeze_us
+        )
+    })
+}
+
+fn render_commit(commit: &Value) -> Result<String, serde_json::Error> {
+    let commit = Commit::deserialize(commit)?;
+    let id = show::short(&commit.commit);
+    Ok(if commit.unchanged {
+        format!("Nothing has changed since commit {} ({id}).", commit.seq)
+    } else {
+        format!(
+            "Commit {} ({id}), {} sent.",
+            commit.seq,
+            show::bytes(commit.sent_bytes)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_became_of_the_state() {
+        let id = "ab".repeat(32);
+        let cut = json!({"checkpoint": id, "freeze_us": 12, "dirty_bytes": 0});
+        assert_eq!(
+            render_checkpoint(&cut).unwrap(),
+            "Checkpoint ababababab; writers were held up for 12 µs."
+        );
+        let commit = json!({"commit": id, "seq": 4, "sent_bytes": 10, "sealed_bytes": 10, "unchanged": false});
+        assert_eq!(
+            render_commit(&commit).unwrap(),
+            "Commit 4 (ababababab), 10 B sent."
+        );
+        let commit =
+            json!({"commit": id, "seq": 4, "sent_bytes": 0, "sealed_bytes": 0, "unchanged": true});
+        assert_eq!(
+            render_commit(&commit).unwrap(),
+            "Nothing has changed since commit 4 (ababababab)."
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! One module per verb, or per few that belong together.
+
+mod checkout;
+mod checkpoint;
+mod create;
+mod device;
+mod doctor;
+mod export;
+mod images;
+mod join;
+mod leases;
+mod log;
+mod release;
+mod status;
+
+use clap::CommandFactory;
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::args::{Cli, Command, DeviceCommand, HomeCommand};
+use crate::daemon::Daemon;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::show::Output;
+
+/// What every verb works with.
+#[derive(Debug)]
+struct Session {
+    api: Api,
+    output: Output,
+}
+
+impl Session {
+    /// Runs a long operation under a progress bar.
+    async fn stream(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let mut progress = Progress::new();
+        self.api
+            .stream(path, body, |line| progress.update(line))
+            .await
+    }
+}
+
+/// Runs the command that was typed.
+pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "imgctl", &mut std::io::stdout());
+        return Ok(());
+    }
+    let daemon = Daemon::find(cli.socket, cli.state, !cli.no_start)?;
+    let session = Session {
+        api: Api::new(daemon),
+        output: Output::new(cli.json),
+    };
+    match cli.command {
+        Command::Join { invite, name } => join::join(&session, &invite, name).await,
+        Command::Recover {
+            address,
+            home_key_hash,
+            name,
+        } => join::recover(&session, &address, &home_key_hash, name).await,
+        Command::Device { command } => match command {
+            DeviceCommand::Invite => device::invite(&session).await,
+            DeviceCommand::List => device::list(&session).await,
+        },
+        Command::Create(args) => create::create(&session, args).await,
+        Command::Ls => images::list(&session).await,
+        Command::Rename { name, new } => images::rename(&session, &name, &new).await,
+        Command::Delete { name, force } => images::delete(&session, &name, force).await,
+        Command::Checkout(args) => checkout::checkout(&session, args).await,
+        Command::Hydrate { checkout } => checkout::hydrate(&session, &checkout).await,
+        Command::Status { checkout, watch } => {
+            status::status(&session, checkout.as_ref(), watch).await
+        }
+        Command::Checkpoint { checkout, message } => {
+            checkpoint::checkpoint(&session, &checkout, message).await
+        }
+        Command::Commit {
+            checkout,
+            message,
+            keep,
+            no_wait,
+        } => checkpoint::commit(&session, &checkout, message, keep, no_wait).await,
+        Command::Release { checkout, discard } => {
+            release::release(&session, &checkout, discard).await
+        }
+        Command::Log { name, limit } => log::log(&session, &name, limit).await,
+        Command::Export(args) => export::export(&session, args).await,
+        Command::Leases => leases::leases(&session).await,
+        Command::Doctor => doctor::doctor(&session).await,
+        Command::Home {
+            command: HomeCommand::Address,
+        } => doctor::home(&session).await,
+        Command::Completions { .. } => Ok(()),
+    }
+}

@@ -1,0 +1,47 @@
+//! `imgctl release`.
+
+use serde_json::{Value, json};
+
+use super::Session;
+use crate::failure::Failure;
+use crate::show;
+use crate::values::CheckoutRef;
+
+/// Closes a checkout.
+pub(super) async fn release(
+    session: &Session,
+    checkout: &CheckoutRef,
+    discard: bool,
+) -> Result<(), Failure> {
+    let path = format!("{}/release", checkout.resource());
+    let released = session.stream(&path, &json!({"discard": discard})).await?;
+    session
+        .output
+        .answer(&released, |released| Ok(render(released)))
+}
+
+fn render(released: &Value) -> String {
+    let name = released["name"].as_str().unwrap_or("The checkout");
+    match released["commit"].as_str() {
+        Some(commit) => format!("{name} is released; its head is {}.", show::short(commit)),
+        None => format!("{name} is released."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_home() {
+        let id = "ab".repeat(32);
+        assert_eq!(
+            render(&json!({"name": "vm", "commit": id})),
+            "vm is released; its head is ababababab."
+        );
+        assert_eq!(
+            render(&json!({"name": "vm", "commit": null})),
+            "vm is released."
+        );
+    }
+}

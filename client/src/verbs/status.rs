@@ -1,0 +1,185 @@
+//! `imgctl status`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Session;
+use crate::failure::Failure;
+use crate::show;
+use crate::values::CheckoutRef;
+
+/// How often a watched status is asked for.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    name: String,
+    dir: String,
+    state: String,
+    mounted: bool,
+    base: Option<String>,
+    head: Option<String>,
+    lease: Option<Lease>,
+    dirty_bytes: u64,
+    checkpoints_local: u64,
+    durable_local: Option<String>,
+    durable_home: Option<String>,
+    fetched_bytes: u64,
+    cached_bytes: u64,
+    streaming: Option<Moving>,
+    hydrating: Option<Moving>,
+    releasing: bool,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Lease {
+    until: String,
+    mode: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Moving {
+    done_bytes: u64,
+    total_bytes: Option<u64>,
+}
+
+/// Shows one checkout or all, once or whenever something changes.
+pub(super) async fn status(
+    session: &Session,
+    checkout: Option<&CheckoutRef>,
+    watch: bool,
+) -> Result<(), Failure> {
+    let path = checkout.map_or("/v1/checkouts".to_owned(), CheckoutRef::resource);
+    let mut shown = None;
+    loop {
+        let status = session.api.get(&path).await?;
+        if shown.as_ref() != Some(&status) {
+            session.output.answer(&status, render)?;
+            shown = Some(status);
+        }
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+fn render(answer: &Value) -> Result<String, serde_json::Error> {
+    let all = match answer {
+        Value::Array(_) => Vec::<Status>::deserialize(answer)?,
+        _ => vec![Status::deserialize(answer)?],
+    };
+    if all.is_empty() {
+        return Ok("Nothing is checked out here. See the images with: imgctl ls".to_owned());
+    }
+    let texts: Vec<_> = all.iter().map(render_one).collect();
+    Ok(texts.join("\n\n"))
+}
+
+fn render_one(status: &Status) -> String {
+    let mut text = format!("{} at {}\n", status.name, status.dir);
+    let mut line = |label: &str, value: String| text.push_str(&format!("  {label:<14}{value}\n"));
+    let state = match &status.lease {
+        Some(lease) => format!(
+            "{} until {}{}",
+            status.state,
+            show::minute(&lease.until),
+            if lease.mode == "offline" {
+                ", offline"
+            } else {
+                ""
+            }
+        ),
+        None => status.state.clone(),
+    };
+    line("state", state);
+    if !status.mounted {
+        line("mounted", "no".to_owned());
+    }
+    line("base", show::short_or_dash(status.base.as_deref()));
+    if status.head != status.base {
+        line("head", show::short_or_dash(status.head.as_deref()));
+    }
+    line(
+        "changed",
+        format!(
+            "{} since the last checkpoint",
+            show::bytes(status.dirty_bytes)
+        ),
+    );
+    if status.checkpoints_local > 0 {
+        line(
+            "checkpoints",
+            format!("{} not home yet", status.checkpoints_local),
+        );
+    }
+    line(
+        "durable local",
+        show::short_or_dash(status.durable_local.as_deref()),
+    );
+    line(
+        "durable home",
+        show::short_or_dash(status.durable_home.as_deref()),
+    );
+    line(
+        "cache",
+        format!(
+            "{}, {} fetched",
+            show::bytes(status.cached_bytes),
+            show::bytes(status.fetched_bytes)
+        ),
+    );
+    for (label, moving) in [
+        ("streaming", &status.streaming),
+        ("hydrating", &status.hydrating),
+    ] {
+        if let Some(moving) = moving {
+            let total = moving
+                .total_bytes
+                .map_or(String::new(), |total| format!(" of {}", show::bytes(total)));
+            line(label, format!("{}{total}", show::bytes(moving.done_bytes)));
+        }
+    }
+    if status.releasing {
+        line("releasing", "as soon as the home can be reached".to_owned());
+    }
+    if let Some(problem) = &status.problem {
+        line("problem", problem.clone());
+    }
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_matters_is_said_and_the_rest_left_out() {
+        let status = json!({
+            "name": "vm", "dir": "/x/vm", "state": "leased", "mounted": true,
+            "base": "aa".repeat(32), "head": "aa".repeat(32),
+            "lease": {"until": "2026-11-21T14:05:00Z", "mode": "online"},
+            "dirty_bytes": 4096, "checkpoints_local": 1,
+            "durable_local": "bb".repeat(32), "durable_home": "aa".repeat(32),
+            "fetched_bytes": 0, "cached_bytes": 1024,
+            "streaming": {"done_bytes": 1024, "total_bytes": 2048}, "hydrating": null,
+            "releasing": false, "problem": null,
+        });
+        let text = render(&status).unwrap();
+        assert!(
+            text.starts_with("vm at /x/vm\n  state         leased until 2026-11-21 14:05 UTC\n")
+        );
+        assert!(text.contains("  durable local bbbbbbbbbb\n"));
+        assert!(text.contains("streaming     1.00 KiB of 2.00 KiB"));
+        assert!(!text.contains("problem") && !text.contains("head  "));
+        assert!(
+            render(&json!([]))
+                .unwrap()
+                .contains("Nothing is checked out")
+        );
+    }
+}
