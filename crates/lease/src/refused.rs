@@ -5,7 +5,7 @@ use img_types::{CommitId, DeviceId, Epoch, LeaseMode, LogPosition};
 use crate::Lease;
 
 /// A refused call changed nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The device is not on the roster (any more).
     #[error("this device is not on the roster")]
@@ -21,12 +21,12 @@ pub enum Refused {
     NameTaken,
     /// Somebody holds the lease.
     #[error("the image is leased by another checkout")]
-    Leased(Lease),
+    Leased(Box<Lease>),
     /// The lease lapsed, but its holder has staged work upon the head.
     #[error("the lease has lapsed, but its holder has staged newer work")]
     StagedWork {
         /// The holder.
-        lease: Lease,
+        lease: Box<Lease>,
         /// What it staged.
         staged: CommitId,
     },

@@ -33,16 +33,13 @@ pub struct Expectation {
 
 /// How an image came to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Creation {
-    /// It is new.
-    New {
-        /// The image and its first lease.
-        grant: Grant,
-        /// The unfinished image that had the name, as a tombstone from now on.
-        replaces: Option<ImageState>,
-    },
-    /// The same device goes on with the image it had begun.
-    Resumed(Grant),
+pub struct Creation {
+    /// The image and the importer's lease.
+    pub grant: Grant,
+    /// Whether the image is new; if not, the same device goes on with what it had begun.
+    pub new: bool,
+    /// The unfinished image that had the name, as a tombstone from now on.
+    pub replaces: Option<ImageState>,
 }
 
 /// A steal that keeps the loser's work.
@@ -71,8 +68,9 @@ pub fn create(
 ) -> Result<Creation, Refused> {
     caller.acts()?;
     let Some(named) = named else {
-        return Ok(Creation::New {
+        return Ok(Creation {
             grant: first_grant(image, None, caller, checkout, terms)?,
+            new: true,
             replaces: None,
         });
     };
@@ -84,39 +82,23 @@ pub fn create(
         return Err(Refused::NameTaken);
     }
     if named.image != image {
-        return Ok(Creation::New {
+        return Ok(Creation {
             grant: first_grant(image, None, caller, checkout, terms)?,
+            new: true,
             replaces: Some(super::life::tombstone(named)),
         });
     }
-    match named.lease {
+    let grant = match named.lease {
         Some(lease) if own && lease.checkout == checkout => {
-            let lease = lease.extended(terms.bounded());
-            let image = ImageState {
-                lease: Some(lease),
-                ..named.clone()
-            };
-            Ok(Creation::Resumed(Grant {
-                effect: Effect {
-                    image,
-                    log: Vec::new(),
-                    loser: None,
-                },
-                token: Token {
-                    incarnation: caller.incarnation,
-                    epoch: lease.epoch,
-                },
-                ttl_ms: lease.ttl_ms,
-            }))
+            extend(named, caller, lease, terms.bounded())
         }
-        _ => Ok(Creation::Resumed(grant(
-            named,
-            caller,
-            checkout,
-            terms,
-            Logged::Grant(checkout),
-        )?)),
-    }
+        _ => grant(named, caller, checkout, terms, Logged::Grant(checkout))?,
+    };
+    Ok(Creation {
+        grant,
+        new: false,
+        replaces: None,
+    })
 }
 
 /// Grants the lease of a FREE or LAPSED image. The reply carries the token and the head of the
@@ -129,7 +111,7 @@ pub fn acquire(image: &ImageState, caller: &Caller, want: &Acquire) -> Result<Gr
     caller.acts()?;
     image.live()?;
     if let Some(lease) = image.lease.filter(Lease::outstanding) {
-        return Err(Refused::Leased(lease));
+        return Err(Refused::Leased(Box::new(lease)));
     }
     if want.expect_head.is_some() && want.expect_head != image.head_commit() {
         return Err(Refused::HeadMoved {
@@ -143,7 +125,7 @@ pub fn acquire(image: &ImageState, caller: &Caller, want: &Acquire) -> Result<Gr
         && staged.proposal.parent == image.head_commit()
     {
         return Err(Refused::StagedWork {
-            lease,
+            lease: Box::new(lease),
             staged: staged.proposal.commit,
         });
     }
@@ -177,18 +159,7 @@ pub fn renew(
         },
         Terms::bounded,
     );
-    Ok(Grant {
-        effect: Effect {
-            image: ImageState {
-                lease: Some(lease.extended(terms)),
-                ..image.clone()
-            },
-            log: Vec::new(),
-            loser: None,
-        },
-        token,
-        ttl_ms: terms.ttl_ms,
-    })
+    Ok(extend(image, caller, lease, terms))
 }
 
 /// Gives a lease back; the epoch stays. Nothing if the token is not current, which is no failure.
@@ -385,6 +356,26 @@ fn grant(
         },
         ttl_ms: terms.ttl_ms,
     })
+}
+
+/// Gives the caller's lease a new deadline under its token.
+fn extend(image: &ImageState, caller: &Caller, lease: Lease, terms: Terms) -> Grant {
+    let lease = lease.extended(terms);
+    Grant {
+        effect: Effect {
+            image: ImageState {
+                lease: Some(lease),
+                ..image.clone()
+            },
+            log: Vec::new(),
+            loser: None,
+        },
+        token: Token {
+            incarnation: caller.incarnation,
+            epoch: lease.epoch,
+        },
+        ttl_ms: lease.ttl_ms,
+    }
 }
 
 fn claim(caller: &Caller, checkout: CheckoutId, token: Token) -> Claim {

@@ -167,7 +167,7 @@ pub fn delete(image: &ImageState, caller: &Caller, force: bool) -> Result<Option
     let mut log = Vec::new();
     if let Some(lease) = image.lease.filter(|lease| lease.device != caller.device) {
         if !force {
-            return Err(Refused::Leased(lease));
+            return Err(Refused::Leased(Box::new(lease)));
         }
         log.push(Logged::Steal(lease.checkout));
     }

@@ -253,6 +253,10 @@ impl Home {
                 "a refused call changed something: {call:?}"
             );
         } else {
+            if let Call::Acquire(image, _) = call {
+                let lease = before.0[image].lease;
+                assert!(lease.is_none_or(|lease| lease.lapsed), "two leases");
+            }
             self.requests
                 .insert((by.device, request), (call.clone(), outcome.clone()));
         }
@@ -418,10 +422,10 @@ impl Home {
                     .holder
                     .insert(*image, (by.device, *checkout, *token));
             }
-            (Call::Release(image, checkout, token), Ok(_)) => {
-                if witness.holder.get(image) == Some(&(by.device, *checkout, *token)) {
-                    witness.holder.remove(image);
-                }
+            (Call::Release(image, checkout, token), Ok(_))
+                if witness.holder.get(image) == Some(&(by.device, *checkout, *token)) =>
+            {
+                witness.holder.remove(image);
             }
             (Call::Commit(record), Ok(_)) => {
                 let chain = witness.chains.get_mut(&record.image).unwrap();
@@ -439,18 +443,16 @@ impl Home {
                     witness.acknowledged.insert(record.commit);
                 }
             }
-            (Call::Branch(first, _), Ok(_)) => {
-                if witness.acknowledged.insert(first.commit) {
-                    let fresh = witness.chains.insert(first.image, vec![first.commit]);
-                    assert_eq!(fresh, None, "a branch took the place of an image");
-                    let token = Token {
-                        incarnation: self.incarnation,
-                        epoch: img_types::Epoch(1),
-                    };
-                    witness
-                        .holder
-                        .insert(first.image, (by.device, first.checkout, token));
-                }
+            (Call::Branch(first, _), Ok(_)) if witness.acknowledged.insert(first.commit) => {
+                let fresh = witness.chains.insert(first.image, vec![first.commit]);
+                assert_eq!(fresh, None, "a branch took the place of an image");
+                let token = Token {
+                    incarnation: self.incarnation,
+                    epoch: img_types::Epoch(1),
+                };
+                witness
+                    .holder
+                    .insert(first.image, (by.device, first.checkout, token));
             }
             (Call::Readmit(image, commits), Ok(_)) => {
                 let chain = witness.chains.get_mut(image).unwrap();
