@@ -166,3 +166,6 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

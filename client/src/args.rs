@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use img_types::ImageName;
+use img_types::{DeviceName, ImageName};
 
 use crate::values::{self, CheckoutRef};
 
@@ -40,8 +40,8 @@ pub(crate) enum Command {
         /// The line that `imghome init` or `imgctl device invite` printed
         invite: String,
         /// This device's name; the machine's name by default
-        #[arg(long)]
-        name: Option<String>,
+        #[arg(long, value_parser = values::device)]
+        name: Option<DeviceName>,
     },
     /// Enrol this device with the recovery words, read from the terminal or standard input
     Recover {
@@ -50,8 +50,8 @@ pub(crate) enum Command {
         /// The hash of the home's key, printed with the words
         home_key_hash: String,
         /// This device's name; the machine's name by default
-        #[arg(long)]
-        name: Option<String>,
+        #[arg(long, value_parser = values::device)]
+        name: Option<DeviceName>,
     },
     /// Invite a device, or list those on the roster
     Device {
@@ -90,6 +90,12 @@ pub(crate) enum Command {
         /// What this state is
         #[arg(short, long)]
         message: Option<String>,
+        /// Commit the state of an orphaned checkout, if nothing was committed since
+        #[arg(long)]
+        adopt_orphan: bool,
+        /// Commit over newer work that the last holder has staged at home
+        #[arg(long)]
+        take_over: bool,
         /// Keep the lease that a late commit took
         #[arg(long)]
         keep: bool,
@@ -302,6 +308,8 @@ mod tests {
                 "30d",
             ],
             &["imgctl", "rename", "vm", ""],
+            &["imgctl", "join", "imgctl-invite-x", "--name", "my laptop"],
+            &["imgctl", "steal", "vm"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

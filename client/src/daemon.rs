@@ -1,7 +1,8 @@
 //! Finds the daemon's socket and starts the daemon when it is not running.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -11,6 +12,8 @@ use crate::failure::Failure;
 
 /// How long a daemon may take to open its socket: it may have a long journal to read.
 const START_MAX: Duration = Duration::from_secs(30);
+/// How long an ended daemon's socket is still tried: another one may be about to open it.
+const GONE_GRACE: Duration = Duration::from_secs(2);
 /// How often the socket is tried meanwhile.
 const START_POLL: Duration = Duration::from_millis(20);
 
@@ -59,8 +62,20 @@ impl Daemon {
 
     /// Connects, and starts the daemon before if need be.
     pub(crate) async fn connect(&self) -> Result<UnixStream, Failure> {
-        if let Ok(stream) = UnixStream::connect(&self.socket).await {
-            return Ok(stream);
+        match UnixStream::connect(&self.socket).await {
+            Ok(stream) => return Ok(stream),
+            // Nobody listens: only then can starting a daemon help.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) => {}
+            Err(error) => {
+                return Err(Failure::no_daemon(format!(
+                    "The daemon cannot be reached at {}: {error}.",
+                    self.socket.display()
+                )));
+            }
         }
         if !self.start {
             return Err(Failure::no_daemon(format!(
@@ -68,11 +83,19 @@ impl Daemon {
                 self.socket.display()
             )));
         }
-        self.spawn()?;
+        let mut daemon = self.spawn()?;
         let start = Instant::now();
         loop {
-            match UnixStream::connect(&self.socket).await {
+            let connected = UnixStream::connect(&self.socket).await;
+            match connected {
                 Ok(stream) => return Ok(stream),
+                // Another command may have started one a moment earlier: then that one stays.
+                Err(_) if start.elapsed() > GONE_GRACE && has_ended(&mut daemon) => {
+                    return Err(Failure::no_daemon(format!(
+                        "The daemon was started but ended at once; it does not answer at {}.",
+                        self.socket.display()
+                    )));
+                }
                 Err(error) if start.elapsed() > START_MAX => {
                     return Err(Failure::no_daemon(format!(
                         "The daemon was started but does not answer at {}: {error}.",
@@ -84,7 +107,7 @@ impl Daemon {
         }
     }
 
-    fn spawn(&self) -> Result<(), Failure> {
+    fn spawn(&self) -> Result<Child, Failure> {
         let beside = std::env::current_exe()
             .ok()
             .map(|own| own.with_file_name("imgd"))
@@ -101,7 +124,7 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().map(drop).map_err(|error| {
+        command.spawn().map_err(|error| {
             Failure::no_daemon(format!(
                 "The daemon is not running and {} cannot be started: {error}.",
                 program.display()
@@ -110,9 +133,25 @@ impl Daemon {
     }
 }
 
+fn has_ended(daemon: &mut Child) -> bool {
+    matches!(daemon.try_wait(), Ok(Some(_)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn without_a_daemon_and_the_right_to_start_one_the_way_out_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = Daemon::find(Some(folder.path().join("none.sock")), None, false).unwrap();
+        let failure = daemon.connect().await.unwrap_err();
+        assert_eq!(
+            (failure.error.as_str(), failure.exit_code),
+            ("no_daemon", 1)
+        );
+        assert_eq!(failure.hint, "Start it with: imgd");
+    }
 
     #[test]
     fn the_socket_lies_in_a_given_state_folder() {

@@ -31,7 +31,7 @@ impl Output {
         render: impl FnOnce(&Value) -> Result<String, serde_json::Error>,
     ) -> Result<(), Failure> {
         if self.json {
-            self.lines(answer)
+            print(&json_lines(answer))
         } else {
             let text = render(answer).map_err(|error| {
                 Failure::failed(format!("The daemon's answer is odd: {error}."))
@@ -39,12 +39,16 @@ impl Output {
             print(text.trim_end())
         }
     }
+}
 
-    fn lines(self, answer: &Value) -> Result<(), Failure> {
-        match answer {
-            Value::Array(rows) => rows.iter().try_for_each(|row| print(&row.to_string())),
-            other => print(&other.to_string()),
+/// A list as one object per line, anything else as one object; fields stay as they came.
+fn json_lines(answer: &Value) -> String {
+    match answer {
+        Value::Array(rows) => {
+            let lines: Vec<_> = rows.iter().map(Value::to_string).collect();
+            lines.join("\n")
         }
+        other => other.to_string(),
     }
 }
 
@@ -156,6 +160,26 @@ mod tests {
             ],
         );
         assert_eq!(text, "NAME    SIZE\na       1\nlonger  22");
+    }
+
+    #[test]
+    fn scripts_get_every_field_of_status_listing_and_log() {
+        let status = json!({"name": "vm", "state": "leased", "streaming": null, "later": 1});
+        assert_eq!(
+            serde_json::from_str::<Value>(&json_lines(&status)).unwrap(),
+            status
+        );
+        let rows = [
+            json!({"name": "vm", "image": "ab".repeat(32), "lease": null}),
+            json!({"commit": "cd".repeat(32), "seq": null, "message": "two\nlines", "home": false}),
+        ];
+        let text = json_lines(&Value::Array(rows.to_vec()));
+        let read: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(read, rows);
+        assert_eq!(json_lines(&json!([])), "", "nothing is no line");
     }
 
     #[test]

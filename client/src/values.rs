@@ -3,13 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use img_types::ImageName;
+use img_types::{DeviceName, ImageName};
 
 use crate::failure::Failure;
 
 /// Parses an image's name.
 pub(crate) fn image(text: &str) -> Result<ImageName, String> {
     ImageName::parse(text).map_err(|error| error.to_string())
+}
+
+/// Parses a device's name.
+pub(crate) fn device(text: &str) -> Result<DeviceName, String> {
+    DeviceName::parse(text).map_err(|error| error.to_string())
 }
 
 /// Parses a duration such as `10m`, `3h` or `30d`.

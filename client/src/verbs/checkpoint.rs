@@ -44,17 +44,11 @@ pub(super) async fn checkpoint(
 pub(super) async fn commit(
     session: &Session,
     checkout: &CheckoutRef,
-    message: Option<String>,
-    keep: bool,
+    body: &Value,
     no_wait: bool,
 ) -> Result<(), Failure> {
     let path = format!("{}/commit", checkout.resource());
-    let body = json!({
-        "message": message.unwrap_or_default(),
-        "keep": keep,
-        "wait": !no_wait,
-    });
-    let committed = session.stream(&path, &body).await?;
+    let committed = session.stream(&path, body).await?;
     if no_wait {
         session.output.answer(&committed, render_checkpoint)
     } else {

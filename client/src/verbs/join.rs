@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use img_types::DeviceName;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -28,9 +29,9 @@ struct Words {
 pub(super) async fn join(
     session: &Session,
     invite: &str,
-    name: Option<String>,
+    name: Option<DeviceName>,
 ) -> Result<(), Failure> {
-    let body = json!({"invite": invite, "name": name});
+    let body = json!({"invite": invite, "name": name.as_ref().map(DeviceName::as_str)});
     enrol(session, "/v1/home/join", &body).await
 }
 
@@ -39,11 +40,12 @@ pub(super) async fn recover(
     session: &Session,
     address: &str,
     home_key_hash: &str,
-    name: Option<String>,
+    name: Option<DeviceName>,
 ) -> Result<(), Failure> {
     let words = read_words()?;
     let body = json!({
-        "address": address, "home_key_hash": home_key_hash, "words": words, "name": name,
+        "address": address, "home_key_hash": home_key_hash, "words": words,
+        "name": name.as_ref().map(DeviceName::as_str),
     });
     enrol(session, "/v1/home/recover", &body).await
 }

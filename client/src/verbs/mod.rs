@@ -14,14 +14,14 @@ mod release;
 mod status;
 
 use clap::CommandFactory;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::args::{Cli, Command, DeviceCommand, HomeCommand};
 use crate::daemon::Daemon;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::show::Output;
+use crate::show::{self, Output};
 
 /// What every verb works with.
 #[derive(Debug)]
@@ -43,8 +43,10 @@ impl Session {
 /// Runs the command that was typed.
 pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "imgctl", &mut std::io::stdout());
-        return Ok(());
+        // Into memory first: the generator panics when its output is closed.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "imgctl", &mut script);
+        return show::print(String::from_utf8_lossy(&script).trim_end());
     }
     let daemon = Daemon::find(cli.socket, cli.state, !cli.no_start)?;
     let session = Session {
@@ -77,9 +79,20 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Commit {
             checkout,
             message,
+            adopt_orphan,
+            take_over,
             keep,
             no_wait,
-        } => checkpoint::commit(&session, &checkout, message, keep, no_wait).await,
+        } => {
+            let body = json!({
+                "message": message.unwrap_or_default(),
+                "adopt_orphan": adopt_orphan,
+                "take_over": take_over,
+                "keep": keep,
+                "wait": !no_wait,
+            });
+            checkpoint::commit(&session, &checkout, &body, no_wait).await
+        }
         Command::Release { checkout, discard } => {
             release::release(&session, &checkout, discard).await
         }
