@@ -17,7 +17,7 @@ use img_types::limits::OBJECT_LEN_MAX;
 /// Length of the footer behind the entries.
 pub(crate) const FOOTER_LEN: usize = 56;
 /// Length of one entry.
-const ENTRY_LEN: usize = 40;
+pub(crate) const ENTRY_LEN: usize = 40;
 
 /// Where an object lies in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -108,8 +108,16 @@ impl Inner {
             keeps: Keeps::open(folder)?,
             buffer: Vec::new(),
         };
-        let kept: Vec<_> = inner.keeps.distinct().into_iter().collect();
-        for id in kept {
+        let lost = inner
+            .keeps
+            .release_absent(|id| inner.objects.contains_key(id))?;
+        if lost > 0 {
+            tracing::warn!(
+                objects = lost,
+                "kept objects were not synced before the last end"
+            );
+        }
+        for id in inner.keeps.distinct() {
             inner.count(&id, true);
         }
         Ok(inner)
@@ -139,7 +147,7 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         let mut filled = false;
         if !self.contains(&id) {
-            let room = self.make_room(HEADER_AND_TABLE_ENTRY + bytes.len() as u64)?;
+            let room = self.make_room(segment::room_for(bytes.len()))?;
             if !room && keep == Keep::Evictable {
                 return Ok(false);
             }
@@ -215,13 +223,20 @@ impl Inner {
         }
     }
 
+    /// Makes the next writes go elsewhere, for instance to a full disk.
+    #[cfg(test)]
+    pub(super) fn replace_active_file(&mut self, file: Arc<File>) -> Arc<File> {
+        std::mem::replace(&mut self.active.file, file)
+    }
+
     fn bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.len).sum()
     }
 
     /// Evicts until `more` bytes fit under the limit; returns whether they do.
     fn make_room(&mut self, more: u64) -> Result<bool, StoreError> {
-        while self.bytes() + more > self.limit {
+        let room_for_table = |active: &Active| segment::table_len(active.entries.len());
+        while self.bytes() + room_for_table(&self.active) + more > self.limit {
             if !self.evict()? {
                 return Ok(false);
             }
@@ -248,6 +263,9 @@ impl Inner {
         self.objects.insert(id, Location::new(number, place));
         if let Some(segment) = self.segments.get_mut(&number) {
             segment.len = place.end();
+        }
+        if self.keeps.is_kept(&id) {
+            self.count(&id, true);
         }
         if place.end() < self.segment_len {
             return Ok(false);
@@ -343,9 +361,9 @@ impl Inner {
             self.objects.remove(&id);
             return Ok(());
         }
-        let appended = self.append(id, &bytes);
-        self.count(&id, true);
-        appended.map(|_| ())
+        self.append(id, &bytes)
+            .inspect_err(|_| self.count(&id, true))
+            .map(|_| ())
     }
 
     /// Adds or takes an object's bytes to or from what is kept of its segment.
@@ -354,7 +372,7 @@ impl Inner {
             return;
         };
         if let Some(segment) = self.segments.get_mut(&location.segment) {
-            let len = record_len(location.len);
+            let len = record_len(location.len as usize);
             segment.kept = if kept {
                 segment.kept + len
             } else {
@@ -382,9 +400,6 @@ impl Inner {
         self.open.insert(number, file);
     }
 }
-
-/// What an object takes beside its own bytes.
-const HEADER_AND_TABLE_ENTRY: u64 = 48 + 40;
 
 impl Unsynced {
     pub(super) fn sync(self) -> Result<(), StoreError> {

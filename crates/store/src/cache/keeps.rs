@@ -7,8 +7,8 @@
 //! | 33..65 | object |
 //! | 65..73 | first 8 bytes of BLAKE3 over bytes 0..65 |
 //!
-//! The first record that does not hold ends the log. When most of it is history it is written anew under
-//! another name and renamed over the old one.
+//! All records have one length, so that a damaged one is skipped and costs no other its claim. When most of
+//! the log is history it is written anew under another name and renamed over the old one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -121,6 +121,23 @@ impl Keeps {
         Ok(gone)
     }
 
+    /// Ends all claims on objects that are not here; returns their number.
+    pub(super) fn release_absent(
+        &mut self,
+        is_here: impl Fn(&ObjectId) -> bool,
+    ) -> Result<usize, StoreError> {
+        let absent = |(checkout, ids): (&CheckoutId, &BTreeSet<ObjectId>)| {
+            let ids: Vec<_> = ids.iter().copied().filter(|id| !is_here(id)).collect();
+            (*checkout, ids)
+        };
+        let absent: Vec<_> = self.kept.iter().map(absent).collect();
+        let mut count = 0;
+        for (checkout, ids) in absent {
+            count += self.release(checkout, &ids)?.len();
+        }
+        Ok(count)
+    }
+
     fn append(&mut self, op: u8, checkout: CheckoutId, ids: &[ObjectId]) -> Result<(), StoreError> {
         let mut records = Vec::with_capacity(ids.len() * RECORD_LEN);
         for id in ids {
@@ -166,20 +183,21 @@ fn encode(records: &mut Vec<u8>, op: u8, checkout: CheckoutId, id: &ObjectId) {
 
 fn replay(log: &[u8]) -> (BTreeMap<CheckoutId, BTreeSet<ObjectId>>, u64) {
     let mut kept: BTreeMap<CheckoutId, BTreeSet<ObjectId>> = BTreeMap::new();
-    let mut end = 0;
-    for record in log.chunks_exact(RECORD_LEN) {
+    let records = log.chunks_exact(RECORD_LEN);
+    let end = log.len() - records.remainder().len();
+    for record in records {
         let Some((op, checkout, id)) = decode(record) else {
-            break;
+            tracing::warn!("a damaged record in the log of keeps");
+            continue;
         };
         if op == KEEP {
             kept.entry(checkout).or_default().insert(id);
         } else if let Some(ids) = kept.get_mut(&checkout) {
             ids.remove(&id);
         }
-        end += RECORD_LEN as u64;
     }
     kept.retain(|_, ids| !ids.is_empty());
-    (kept, end)
+    (kept, end as u64)
 }
 
 fn decode(record: &[u8]) -> Option<(u8, CheckoutId, ObjectId)> {

@@ -13,7 +13,7 @@ use img_types::ObjectId;
 use crate::StoreError;
 use crate::record::{self, HEADER_LEN};
 use crate::spool::sync_parent;
-use crate::table::{FOOTER_LEN, Footer, Place, Table};
+use crate::table::{ENTRY_LEN, FOOTER_LEN, Footer, Place, Table};
 
 const MAGIC: [u8; 8] = *b"imgsegm1";
 const EXTENSION: &str = "segment";
@@ -112,7 +112,17 @@ pub(super) fn read_table(file: &File) -> io::Result<Option<Table>> {
     Ok(Table::decode(footer, &entries).ok())
 }
 
-/// Bytes that an object takes in a segment.
-pub(super) fn record_len(object_len: u32) -> u64 {
-    HEADER_LEN as u64 + u64::from(object_len)
+/// Bytes of an object and its header.
+pub(super) fn record_len(object_len: usize) -> u64 {
+    (HEADER_LEN + object_len) as u64
+}
+
+/// Bytes that an object adds to a segment, its entry in the table included.
+pub(super) fn room_for(object_len: usize) -> u64 {
+    record_len(object_len) + ENTRY_LEN as u64
+}
+
+/// Bytes of a table.
+pub(super) fn table_len(entries: usize) -> u64 {
+    (entries * ENTRY_LEN + FOOTER_LEN) as u64
 }

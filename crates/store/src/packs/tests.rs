@@ -1,1 +1,104 @@
+use std::collections::BTreeSet;
 
+use img_testkit::object;
+use img_types::ObjectId;
+use object_store::memory::InMemory;
+
+use super::*;
+use crate::{Pack, Spool};
+
+fn pack(seeds: std::ops::Range<u64>) -> (Pack, Vec<(ObjectId, Bytes)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::create(&folder.path().join("spool")).unwrap();
+    let objects: Vec<_> = seeds.map(|seed| object(seed, 2_000)).collect();
+    let mut places = Vec::new();
+    for (id, bytes) in &objects {
+        places.push((*id, spool.append(*id, bytes).unwrap()));
+    }
+    // An object that was uploaded twice is packed once.
+    places.push((
+        objects[0].0,
+        spool.append(objects[0].0, &objects[0].1).unwrap(),
+    ));
+    (Pack::build(&spool.reader(), &places).unwrap(), objects)
+}
+
+async fn holds_packs(packs: Packs) {
+    let (first, objects) = pack(0..20);
+    let (second, _) = pack(20..22);
+    assert_eq!(pack(0..20).0.id, first.id, "one spool gives one pack");
+    packs.put(first.id, first.bytes.clone()).await.unwrap();
+    packs.put(first.id, first.bytes.clone()).await.unwrap();
+    packs.put(second.id, second.bytes.clone()).await.unwrap();
+
+    let table = packs.table(first.id).await.unwrap();
+    assert_eq!(table, first.table);
+    assert_eq!(table.entries().len(), objects.len());
+    for (id, bytes) in &objects {
+        let place = table.find(id).unwrap();
+        assert_eq!(packs.read_object(first.id, place).await.unwrap(), bytes);
+    }
+    assert_eq!(table.find(&object(77, 300).0), None);
+
+    let listed: BTreeSet<_> = packs.list().await.unwrap().into_iter().collect();
+    assert_eq!(listed, BTreeSet::from([first.id, second.id]));
+    packs.delete(second.id).await.unwrap();
+    packs.delete(second.id).await.unwrap();
+    assert_eq!(packs.list().await.unwrap(), [first.id]);
+    let missing = packs.table(second.id).await;
+    assert!(matches!(missing, Err(PackError::Missing(id)) if id == second.id));
+}
+
+#[tokio::test]
+async fn a_folder_holds_packs() {
+    let folder = tempfile::tempdir().unwrap();
+    holds_packs(Packs::local(folder.path()).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_store_in_memory_holds_packs() {
+    holds_packs(Packs::new(Arc::new(InMemory::new()))).await;
+}
+
+#[tokio::test]
+async fn every_damaged_bit_of_a_table_is_noticed() {
+    let store = Arc::new(InMemory::new());
+    let packs = Packs::new(store.clone());
+    let (pack, _) = pack(0..3);
+    let start = pack.bytes.len() - (3 * 40 + 56);
+    for bit in start * 8..pack.bytes.len() * 8 {
+        let mut bytes = pack.bytes.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        store.put(&location(pack.id), bytes.into()).await.unwrap();
+        let table = packs.table(pack.id).await;
+        assert!(matches!(table, Err(PackError::Corrupt { .. })), "bit {bit}");
+    }
+    store
+        .put(&location(pack.id), Bytes::from_static(b"short").into())
+        .await
+        .unwrap();
+    assert!(matches!(
+        packs.table(pack.id).await,
+        Err(PackError::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn a_pack_id_is_read_from_its_text() {
+    let id = PackId::from_bytes([0xcd; 32]);
+    assert_eq!(id.to_string().parse(), Ok(id));
+    assert!("cd".parse::<PackId>().is_err());
+}
+
+#[test]
+fn a_full_store_is_told_from_a_broken_one() {
+    let generic = |kind| object_store::Error::Generic {
+        store: "test",
+        source: Box::new(io::Error::from(kind)),
+    };
+    let id = PackId::from_bytes([1; 32]);
+    let outcome = failed(id, generic(io::ErrorKind::StorageFull));
+    assert!(matches!(outcome, PackError::NoRoom));
+    let outcome = failed(id, generic(io::ErrorKind::PermissionDenied));
+    assert!(matches!(outcome, PackError::Store(_)));
+}
