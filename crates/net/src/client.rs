@@ -423,3 +423,6 @@ async fn read_acknowledgements(
     }
     Ok(pushed)
 }
+
+#[cfg(test)]
+mod tests;

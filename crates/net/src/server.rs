@@ -58,6 +58,7 @@ pub struct Server {
 /// A connection whose handshake is under way.
 #[derive(Debug)]
 pub struct Arriving {
+    endpoint: Endpoint,
     connecting: quinn::Connecting,
     _room: OwnedSemaphorePermit,
 }
@@ -65,6 +66,7 @@ pub struct Arriving {
 /// A connected device or stranger, known by its key only; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Peer {
+    endpoint: Endpoint,
     connection: quinn::Connection,
     key: [u8; 32],
 }
@@ -128,6 +130,7 @@ impl Server {
             match incoming.accept() {
                 Ok(connecting) => {
                     return Some(Arriving {
+                        endpoint: self.endpoint.clone(),
                         connecting,
                         _room: room,
                     });
@@ -155,7 +158,11 @@ impl Arriving {
             .map_err(|_| StreamError::TooSlow)?
             .map_err(|_| StreamError::Gone)?;
         let key = peer_key(&connection).ok_or(StreamError::Gone)?;
-        Ok(Peer { connection, key })
+        Ok(Peer {
+            endpoint: self.endpoint,
+            connection,
+            key,
+        })
     }
 }
 
@@ -172,7 +179,7 @@ impl Peer {
 
     /// Gives the peer a member's streams and window.
     pub fn admit(&self) {
-        transport::admit(&self.connection);
+        transport::admit(&self.connection, self.endpoint.open_connections());
     }
 
     /// Waits for the next request. Read it on a task of its own.

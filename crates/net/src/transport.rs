@@ -26,6 +26,11 @@ pub(crate) const STRANGER_STREAMS_MAX: u32 = 2;
 /// Bytes that a peer that is not admitted may send before they are read.
 pub(crate) const STRANGER_RECEIVE_WINDOW: u32 = 64 * 1024;
 
+/// Bytes that all peers of a home together may send before they are read: each newcomer gets its share.
+const RECEIVE_BUDGET: u64 = 256 * 1024 * 1024;
+/// The least share: a few blocks, so that an upload still goes on.
+const RECEIVE_WINDOW_MIN: u64 = 256 * 1024;
+
 /// Settings that both ends share; what is not named is quinn's default.
 pub(crate) fn config() -> TransportConfig {
     let mut config = TransportConfig::default();
@@ -61,10 +66,11 @@ pub(crate) fn server_config() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// Gives a peer the room of a member.
-pub(crate) fn admit(connection: &quinn::Connection) {
+/// Gives a peer the room of a member, less of it where many are connected.
+pub(crate) fn admit(connection: &quinn::Connection, connections: usize) {
+    let share = RECEIVE_BUDGET / connections.max(1) as u64;
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_PER_CONNECTION_MAX));
-    connection.set_receive_window(window(RECEIVE_WINDOW));
+    connection.set_receive_window(window(share.clamp(RECEIVE_WINDOW_MIN, RECEIVE_WINDOW)));
 }
 
 /// How long the rest of a frame of `len` bytes may take once it has begun.

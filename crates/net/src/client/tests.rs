@@ -1,0 +1,83 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::key_hash;
+use crate::server::{Server, StreamError};
+
+const LOCAL: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+
+fn home() -> TlsIdentity {
+    TlsIdentity::from_seed(&[1; 32])
+}
+
+fn device() -> TlsIdentity {
+    TlsIdentity::from_seed(&[2; 32])
+}
+
+#[test]
+fn an_identity_has_the_public_key_of_its_seed() {
+    // RFC 8032, section 7.1, test 1.
+    let seed = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+    let public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    let seed = *seed.parse::<ObjectId>().unwrap().as_bytes();
+    let public = *public.parse::<ObjectId>().unwrap().as_bytes();
+    let identity = TlsIdentity::from_seed(&seed);
+    assert_eq!(identity.public_key(), public);
+    assert_eq!(format!("{identity:?}"), "TlsIdentity { .. }");
+}
+
+#[tokio::test]
+async fn a_home_of_another_version_is_told_from_a_silent_one() {
+    let mut tls = home().server_config().unwrap();
+    tls.alpn_protocols = vec![b"imgctl/9".to_vec()];
+    let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    let endpoint = Endpoint::server(config, LOCAL.into()).unwrap();
+    let address = endpoint.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    let outcome = connect(&address, key_hash(&home().public_key()), &device()).await;
+    assert_eq!(outcome.err(), Some(ConnectError::Version));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_frame_that_does_not_go_on_is_given_up() {
+    let server = Server::bind(LOCAL.into(), &home()).unwrap();
+    let address = server.local_address().unwrap().to_string();
+    let key_hash = key_hash(&home().public_key());
+    let connecting = tokio::spawn(async move { connect(&address, key_hash, &device()).await });
+    let peer = server.accept().await.unwrap().establish().await.unwrap();
+    let connection = connecting.await.unwrap().unwrap();
+    let (mut send, _receive) = connection.connection.open_bi().await.unwrap();
+    send.write_all(&1_000u32.to_le_bytes()).await.unwrap();
+    send.write_all(b"only this").await.unwrap();
+    let mut stream = peer.accept().await.unwrap();
+    tokio::time::pause();
+    let outcome = stream.read_request(REQUEST_LEN_MAX).await;
+    assert_eq!(outcome, Err(StreamError::TooSlow));
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_admitted_has_few_streams() {
+    let server = Server::bind(LOCAL.into(), &home()).unwrap();
+    let address = server.local_address().unwrap().to_string();
+    let key_hash = key_hash(&home().public_key());
+    let connecting = tokio::spawn(async move { connect(&address, key_hash, &device()).await });
+    let peer = server.accept().await.unwrap().establish().await.unwrap();
+    let connection = connecting.await.unwrap().unwrap().connection;
+    let mut streams = Vec::new();
+    for _ in 0..transport::STRANGER_STREAMS_MAX {
+        streams.push(connection.open_bi().await.unwrap());
+    }
+    let mut one_more = std::pin::pin!(connection.open_bi());
+    assert!((&mut one_more).now_or_never().is_none());
+    peer.admit();
+    one_more.await.unwrap();
+    for _ in streams.len() + 1..img_types::limits::STREAMS_PER_CONNECTION_MAX as usize {
+        streams.push(connection.open_bi().await.unwrap());
+    }
+}
