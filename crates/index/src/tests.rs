@@ -1,0 +1,11 @@
+//! Whole trees against a plain sorted map.
+
+pub(crate) mod samples;
+
+mod absent;
+mod diffs;
+mod memory;
+mod model;
+mod proofs;
+mod reading;
+mod scale;
