@@ -1,1 +1,19 @@
-//! The device daemon; see the modules.
+//! The device daemon: checkouts of images, mounted at once, changed locally, streamed home.
+//!
+//! The parts and their paths are described in `docs/architecture.md`, the interface to people and
+//! scripts in `docs/control-api.md`. A daemon serves one state folder, one home and one user.
+
+pub mod arena;
+pub mod commits;
+pub mod enrol;
+pub mod error;
+pub mod events;
+pub mod home;
+pub mod identity;
+pub mod journal;
+pub mod keeper;
+pub mod mount;
+pub mod objects;
+pub mod state;
+pub mod stream;
+pub mod tree;

@@ -1,0 +1,175 @@
+//! Enrolment as records on a table: what each side makes, and what it refuses of the other.
+
+use std::path::Path;
+
+use img_records::{Invite, JoinAnswer, JoinRequest, Roster, Signed, entry_id};
+use img_types::{DeviceName, LogPosition, WallMillis};
+
+use super::papers::*;
+use crate::identity::{Identity, key_ring};
+
+const NOW: WallMillis = WallMillis(1_000);
+const SECRET: [u8; 16] = [7; 16];
+
+fn identity(dir: &Path, name: &str) -> Identity {
+    let dir = dir.join(name);
+    std::fs::create_dir(&dir).unwrap();
+    Identity::load_or_create(&dir).unwrap()
+}
+
+fn name(text: &str) -> DeviceName {
+    DeviceName::parse(text).unwrap()
+}
+
+/// A founded home with its first device.
+struct Table {
+    dir: tempfile::TempDir,
+    first: Identity,
+    entries: Vec<Vec<u8>>,
+    roster: Roster,
+    words: String,
+}
+
+impl Table {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let first = identity(dir.path(), "first");
+        let made = found(&first, &name("laptop"), NOW).unwrap();
+        let entries = vec![made.genesis.to_bytes()];
+        Self {
+            roster: replay(&entries).unwrap(),
+            words: made.recovery.words().to_string(),
+            dir,
+            first,
+            entries,
+        }
+    }
+
+    fn invite(&self) -> Invite {
+        Invite {
+            address: "host:4460".into(),
+            home_key_hash: [1; 32],
+            home: self.roster.home(),
+            roster_seq: self.roster.seq(),
+            roster_head: self.roster.head(),
+            secret: SECRET,
+            expires: NOW,
+            position: LogPosition(0),
+        }
+    }
+
+    fn admit(&mut self, request: &JoinRequest) -> Result<JoinAnswer, EnrolError> {
+        let ring = key_ring(self.first.kem(), &self.roster).unwrap();
+        let entry = admit(&self.first, &self.roster, &ring, &SECRET, request, NOW)?;
+        self.roster.append(&entry).unwrap();
+        self.entries.push(entry.to_bytes());
+        Ok(JoinAnswer::new(&SECRET, entry.to_bytes()))
+    }
+}
+
+#[test]
+fn a_second_device_joins_and_both_have_the_same_keys() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let invite = table.invite();
+    let request = ask(&second, &invite, &name("tablet"));
+    let answer = table.admit(&request).unwrap();
+    let roster = accept(&second, &invite, &answer, &table.entries).unwrap();
+    let ring = key_ring(second.kem(), &roster).unwrap();
+    let first = key_ring(table.first.kem(), &table.roster).unwrap();
+    assert_eq!(ring.name_tag("vm"), first.name_tag("vm"));
+    assert_eq!(device_name(&ring, &roster, &second.device()), "tablet");
+    assert_eq!(device_name(&ring, &roster, &table.first.device()), "laptop");
+    assert_eq!(
+        role(roster.member(&second.device()).unwrap().member.role),
+        "member"
+    );
+}
+
+#[test]
+fn names_are_not_in_the_clear() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let request = ask(&second, &table.invite(), &name("tablet"));
+    table.admit(&request).unwrap();
+    let sent: Vec<u8> = [request.encode(), table.entries.concat()].concat();
+    for secret in [&b"tablet"[..], b"laptop"] {
+        assert!(!sent.windows(secret.len()).any(|window| window == secret));
+    }
+}
+
+#[test]
+fn who_does_not_hold_the_secret_is_turned_down() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let mut stranger = table.invite();
+    stranger.secret = [8; 16];
+    let request = ask(&second, &stranger, &name("tablet"));
+    assert!(matches!(table.admit(&request), Err(EnrolError::Proof)));
+    let mut request = ask(&second, &table.invite(), &name("tablet"));
+    request.keys.kem = [9; 32];
+    assert!(matches!(table.admit(&request), Err(EnrolError::Proof)));
+}
+
+#[test]
+fn the_joiner_refuses_another_home_and_another_answer() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let invite = table.invite();
+    let answer = table
+        .admit(&ask(&second, &invite, &name("tablet")))
+        .unwrap();
+
+    let forged = JoinAnswer::new(&[8; 16], answer.entry.clone());
+    let refused = accept(&second, &invite, &forged, &table.entries);
+    assert!(matches!(refused, Err(EnrolError::Proof)));
+
+    // A home that shows a roster of its own making.
+    let mut other = Table::new();
+    let imposed = other
+        .admit(&ask(&second, &other.invite(), &name("tablet")))
+        .unwrap();
+    let refused = accept(&second, &invite, &imposed, &other.entries);
+    assert!(matches!(refused, Err(EnrolError::OtherHome)));
+
+    // A home that leaves the new entry out, or changes a byte of it.
+    let refused = accept(&second, &invite, &answer, &table.entries[..1]);
+    assert!(matches!(refused, Err(EnrolError::OtherHome)));
+    let mut altered = table.entries.clone();
+    altered[1][40] ^= 1;
+    assert!(accept(&second, &invite, &answer, &altered).is_err());
+}
+
+#[test]
+fn an_entry_signed_before_a_restart_is_found_on_the_roster() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let answer = table
+        .admit(&ask(&second, &table.invite(), &name("tablet")))
+        .unwrap();
+    let entry = Signed::decode(&answer.entry).unwrap();
+    assert!(
+        table
+            .roster
+            .contains(entry_id(&entry, &table.roster.home()))
+    );
+}
+
+#[test]
+fn the_words_bring_a_device_back_and_work_once() {
+    let mut table = Table::new();
+    let late = identity(table.dir.path(), "late");
+    let words = img_seal::RecoverySecret::parse(&table.words).unwrap();
+    let made = recover(&late, &table.roster, &words, &name("desk"), NOW).unwrap();
+    table.roster.append(&made.entry).unwrap();
+    let ring = key_ring(late.kem(), &table.roster).unwrap();
+    let first = key_ring(table.first.kem(), &table.roster).unwrap();
+    assert_eq!(ring.newest(), first.newest());
+    assert_eq!(ring.name_tag("vm"), first.name_tag("vm"));
+    assert_eq!(device_name(&first, &table.roster, &late.device()), "desk");
+
+    let again = identity(table.dir.path(), "again");
+    let made = recover(&again, &table.roster, &words, &name("thief"), NOW);
+    let refused = made.map(|made| table.roster.append(&made.entry));
+    assert!(!matches!(refused, Ok(Ok(()))));
+}

@@ -1,0 +1,241 @@
+//! What this device knows of its home, and how each connection begins: Hello, log check, roster.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use bytes::Bytes;
+use img_net::{Connection, LinkError};
+use img_proto::{Answer, Call, Class, Refusal, Request, Standing};
+use img_records::{Roster, Signed};
+use img_types::{DaemonNonce, HomeKey, Instance};
+use tokio::sync::watch;
+
+use super::CallError;
+use super::standing::{confirms, went_back};
+use crate::events::{Event, Events};
+use crate::identity::{Identity, Keys, key_ring};
+use crate::state::{HomePin, State};
+
+/// What is known of the home, shared by the link and by those who call over it.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) state: State,
+    pub(super) identity: Arc<Identity>,
+    pub(super) pin: HomePin,
+    pub(super) nonce: DaemonNonce,
+    roster: RwLock<Arc<Roster>>,
+    keys: Keys,
+    seen: watch::Sender<Option<Standing>>,
+    bad: watch::Sender<bool>,
+    known: Mutex<Known>,
+    events: Events,
+}
+
+/// What a connection told.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    home_key: Option<HomeKey>,
+    instance: Option<Instance>,
+}
+
+impl Core {
+    pub(super) fn new(
+        state: State,
+        identity: Arc<Identity>,
+        pin: HomePin,
+        nonce: DaemonNonce,
+        roster: Roster,
+        keys: Keys,
+        events: Events,
+    ) -> Arc<Self> {
+        let known = Known {
+            home_key: pin.home_key,
+            instance: None,
+        };
+        Arc::new(Self {
+            state,
+            identity,
+            nonce,
+            roster: RwLock::new(Arc::new(roster)),
+            keys,
+            seen: watch::Sender::new(pin.seen),
+            bad: watch::Sender::new(false),
+            known: Mutex::new(known),
+            events,
+            pin,
+        })
+    }
+
+    pub(super) fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.roster.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn seen(&self) -> Option<Standing> {
+        *self.seen.borrow()
+    }
+
+    pub(super) fn is_bad(&self) -> bool {
+        *self.bad.borrow()
+    }
+
+    pub(super) fn home_key(&self) -> Option<HomeKey> {
+        self.known().home_key
+    }
+
+    pub(super) fn instance(&self) -> Option<Instance> {
+        self.known().instance
+    }
+
+    /// Compares a reply's standing with what was seen when its call was sent, and remembers it.
+    pub(super) fn observe(&self, before: Option<Standing>, at: Standing) -> Result<(), CallError> {
+        if before.is_some_and(|before| went_back(&before, &at)) {
+            self.declare_bad();
+            return Err(CallError::WentBack);
+        }
+        self.seen.send_if_modified(|seen| {
+            let newer = seen.is_none_or(|seen| {
+                seen.incarnation != at.incarnation || seen.position < at.position
+            });
+            if newer {
+                *seen = Some(at);
+            }
+            newer
+        });
+        Ok(())
+    }
+
+    /// Takes roster entries from number `from` on; each is checked, stored and then used.
+    pub(super) async fn grow_roster(&self, from: u64, entries: &[Bytes]) -> Result<(), CallError> {
+        let mut roster = Roster::clone(&self.roster());
+        let known = roster.seq();
+        for (seq, bytes) in (from..).zip(entries) {
+            if seq <= roster.seq() {
+                continue;
+            }
+            let malformed = CallError::Protocol("a roster entry that does not verify");
+            let Ok(entry) = Signed::decode(bytes) else {
+                return Err(malformed);
+            };
+            if roster.append(&entry).is_err() {
+                return Err(malformed);
+            }
+            let bytes = bytes.to_vec();
+            self.state
+                .with(move |db| db.append_roster(seq, &bytes))
+                .await?;
+        }
+        if roster.seq() > known {
+            if let Ok(ring) = key_ring(self.identity.kem(), &roster) {
+                self.keys.replace(ring);
+            }
+            let mut current = self.roster.write().unwrap_or_else(PoisonError::into_inner);
+            if current.seq() < roster.seq() {
+                *current = Arc::new(roster);
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> Known {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declare_bad(&self) {
+        if !self.bad.send_replace(true) {
+            tracing::error!(
+                "the home is behind or unlike what this device saw of it; nothing is sent to it any more"
+            );
+            self.events.send(Event::Home { connected: false });
+        }
+    }
+
+    async fn remember_home_key(&self, key: HomeKey) -> Result<(), CallError> {
+        if self.home_key() != Some(key) {
+            self.state.with(move |db| db.set_home_key(key)).await?;
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.home_key = Some(key);
+        }
+        Ok(())
+    }
+}
+
+/// Opens a conversation: says Hello, checks the home's log against what was seen, reads the roster.
+pub(super) async fn greet(core: Arc<Core>, connection: Connection) -> Result<(), LinkError> {
+    let greeted = say_hello(&core, &connection).await;
+    greeted.map_err(|error| match error {
+        CallError::Away | CallError::State(_) => LinkError::Away,
+        CallError::WrongHome => LinkError::WrongHome,
+        CallError::Refused(refusal) => LinkError::Refused(refusal),
+        CallError::WentBack => LinkError::Refused(Refusal::WentBack { at_seen: None }),
+        CallError::Protocol(what) => LinkError::Protocol(what),
+    })
+}
+
+async fn say_hello(core: &Core, connection: &Connection) -> Result<(), CallError> {
+    if core.is_bad() {
+        return Err(CallError::WentBack);
+    }
+    let seen = core.seen();
+    let hello = Call::Hello {
+        nonce: core.nonce,
+        seen,
+    };
+    let (instance, at_seen) = match ask(core, connection, hello).await {
+        Ok(Answer::Hello { instance, at_seen }) => (instance, at_seen),
+        Ok(_) => return Err(CallError::Protocol("no answer to Hello")),
+        Err(CallError::Refused(Refusal::WentBack { .. })) => {
+            core.declare_bad();
+            return Err(CallError::WentBack);
+        }
+        Err(error) => return Err(error),
+    };
+    if seen.is_some_and(|seen| !confirms(at_seen.as_ref(), &seen)) {
+        core.declare_bad();
+        return Err(CallError::WentBack);
+    }
+    core.known
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .instance = Some(instance);
+    core.remember_home_key(connection.home_key()).await?;
+    loop {
+        let from = core.roster().seq() + 1;
+        match ask(core, connection, Call::Roster { from }).await? {
+            Answer::Roster { entries, more } => {
+                core.grow_roster(from, &entries).await?;
+                if !more || entries.is_empty() {
+                    return Ok(());
+                }
+            }
+            _ => return Err(CallError::Protocol("no roster")),
+        }
+    }
+}
+
+async fn ask(core: &Core, connection: &Connection, call: Call) -> Result<Answer, CallError> {
+    let before = core.seen();
+    let request = Request { id: None, call };
+    let reply = connection.call(&request, Class::Control).await?;
+    // Hello judges another database itself, by the root at the position seen.
+    if let Some(at) = reply.at {
+        core.observe(before, at)?;
+    }
+    Ok(reply.result?)
+}
+
+/// Keeps the newest standing on the disk, as long as the home's side of the daemon lives.
+pub(super) async fn persist_standing(core: Weak<Core>) {
+    let Some(mut seen) = core.upgrade().map(|core| core.seen.subscribe()) else {
+        return;
+    };
+    while seen.changed().await.is_ok() {
+        let Some(core) = core.upgrade() else {
+            return;
+        };
+        let Some(standing) = *seen.borrow_and_update() else {
+            continue;
+        };
+        if let Err(error) = core.state.with(move |db| db.set_seen(standing)).await {
+            tracing::error!(%error, "what was seen of the home cannot be kept");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The state folder of one device: its lock, its permissions and its database.
+//!
+//! | path | what |
+//! |---|---|
+//! | `lock` | held by the one daemon that serves this folder |
+//! | `identity/` | the device's secrets, see [`crate::identity`] |
+//! | `device.db` | home pin, roster, last-seen images, checkouts, requests under way; SQLite, WAL, `synchronous=FULL` |
+//! | `checkouts/<id>/` | journal and arenas of one checkout |
+//! | `objects/` | the cache of objects and the outboxes |
+//!
+//! Everything here is 0700 or 0600. What a row means is its module's business; nothing here talks to the home.
+
+mod checkouts;
+mod home;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use img_types::CheckoutId;
+use rusqlite::Connection;
+
+pub use checkouts::{CheckoutRow, CheckpointRow, PendingCommit, Stage};
+pub use home::{HomePin, IssuedInvite};
+pub use requests::JournaledRequest;
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another daemon serves this folder.
+    #[error("another imgd serves this state folder")]
+    Locked,
+    /// The folder was written by a newer imgd.
+    #[error("the state folder has version {0}, which this imgd does not know")]
+    Version(i64),
+    /// The file system failed.
+    #[error("the state folder cannot be used: {0}")]
+    Io(#[from] io::Error),
+    /// The database failed.
+    #[error("the state database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A row does not parse.
+    #[error("the state database is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// The state folder, locked for this daemon; clones share it.
+#[derive(Debug, Clone)]
+pub struct State {
+    dir: Arc<Path>,
+    database: Arc<Mutex<Database>>,
+    _lock: Arc<File>,
+}
+
+/// The database; its methods are short transactions that are durable when they return.
+#[derive(Debug)]
+pub struct Database {
+    sql: Connection,
+}
+
+impl State {
+    /// Opens a state folder, or makes a new one, and locks it.
+    ///
+    /// # Errors
+    /// Another daemon has it, or it cannot be read or written.
+    pub fn open(dir: &Path) -> Result<Self, StateError> {
+        private_dir(dir)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StateError::Locked,
+            TryLockError::Error(error) => StateError::Io(error),
+        })?;
+        for name in ["identity", "checkouts", "objects"] {
+            private_dir(&dir.join(name))?;
+        }
+        let database = Database::open(&dir.join("device.db"))?;
+        Ok(Self {
+            dir: dir.into(),
+            database: Arc::new(Mutex::new(database)),
+            _lock: Arc::new(lock),
+        })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The folder of the device's secrets.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.dir.join("identity")
+    }
+
+    /// The folder of the object cache.
+    pub fn objects_dir(&self) -> PathBuf {
+        self.dir.join("objects")
+    }
+
+    /// The folder of a checkout's journal and arenas.
+    pub fn checkout_dir(&self, checkout: CheckoutId) -> PathBuf {
+        self.dir.join("checkouts").join(checkout.to_string())
+    }
+
+    /// Works on the database on a thread that may block.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let state = self.clone();
+        tokio::task::spawn_blocking(move || state.now(work))
+            .await
+            .unwrap_or(Err(StateError::Damaged("a database call panicked")))
+    }
+
+    /// Works on the database on this thread, which must be one that may block.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn now<T>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        // A call that panicked has rolled its transaction back.
+        work(&mut self.database.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Database {
+    fn open(path: &Path) -> Result<Self, StateError> {
+        // SQLite gives its WAL the database file's mode.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)?;
+        let sql = Connection::open(path)?;
+        sql.pragma_update(None, "journal_mode", "wal")?;
+        sql.pragma_update(None, "synchronous", "full")?;
+        sql.pragma_update(None, "foreign_keys", true)?;
+        let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match version {
+            0 => sql.execute_batch(&format!(
+                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?,
+            VERSION => {}
+            newer => return Err(StateError::Version(newer)),
+        }
+        Ok(Self { sql })
+    }
+}
+
+/// Makes a folder that only its owner enters, or makes it so.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+}
+
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE home (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    address TEXT NOT NULL,
+    home_key_hash BLOB NOT NULL,
+    home_key BLOB,
+    home_id BLOB NOT NULL,
+    incarnation BLOB,
+    position INTEGER,
+    root BLOB
+) STRICT;
+CREATE TABLE roster (seq INTEGER PRIMARY KEY, entry BLOB NOT NULL) STRICT;
+CREATE TABLE enrolment (one INTEGER PRIMARY KEY CHECK (one = 1), record BLOB NOT NULL) STRICT;
+CREATE TABLE invites (
+    invite BLOB PRIMARY KEY,
+    secret BLOB NOT NULL,
+    expires INTEGER NOT NULL,
+    entry BLOB
+) STRICT;
+CREATE TABLE images (image BLOB PRIMARY KEY, record BLOB NOT NULL) STRICT;
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY,
+    request BLOB UNIQUE NOT NULL,
+    call BLOB NOT NULL
+) STRICT;
+CREATE TABLE checkouts (
+    checkout BLOB PRIMARY KEY,
+    image BLOB NOT NULL,
+    name TEXT NOT NULL,
+    dir BLOB NOT NULL,
+    stage INTEGER NOT NULL,
+    read_only INTEGER NOT NULL,
+    owner_map INTEGER NOT NULL,
+    ttl_ms INTEGER NOT NULL,
+    offline INTEGER NOT NULL,
+    opened INTEGER NOT NULL,
+    base BLOB,
+    holder BLOB,
+    sealed_bytes INTEGER NOT NULL DEFAULT 0,
+    sent_bytes INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE checkpoints (
+    number INTEGER PRIMARY KEY,
+    checkpoint BLOB UNIQUE NOT NULL,
+    checkout BLOB NOT NULL REFERENCES checkouts ON DELETE CASCADE,
+    generation INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    freeze_us INTEGER NOT NULL,
+    dirty_bytes INTEGER NOT NULL,
+    message TEXT NOT NULL
+) STRICT;
+CREATE TABLE pending_commits (
+    checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
+    record BLOB NOT NULL
+) STRICT;
+";

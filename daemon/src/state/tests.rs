@@ -1,0 +1,209 @@
+//! What the state folder keeps over a restart.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use img_proto::{Call, LeaseTerms, Standing};
+use img_types::{
+    CheckoutId, CommitId, HomeId, ImageId, Incarnation, LeaseMode, LogPosition, LogRoot, RequestId,
+    WallMillis,
+};
+
+use super::*;
+
+fn open(dir: &Path) -> State {
+    State::open(dir).unwrap()
+}
+
+fn row() -> CheckoutRow {
+    CheckoutRow {
+        checkout: CheckoutId::from_bytes([1; 32]),
+        image: ImageId::from_bytes([2; 32]),
+        name: "vm".into(),
+        dir: "/mnt/vm".into(),
+        stage: Stage::Opening,
+        read_only: false,
+        owner_map: true,
+        terms: LeaseTerms {
+            ttl_ms: 10_000,
+            mode: LeaseMode::Offline,
+        },
+        opened: WallMillis(5),
+        base: None,
+        holder: None,
+        sealed_bytes: 0,
+        sent_bytes: 0,
+    }
+}
+
+fn checkpoint(number: u8) -> CheckpointRow {
+    CheckpointRow {
+        checkpoint: [number; 32],
+        checkout: row().checkout,
+        generation: u64::from(number),
+        time: WallMillis(1),
+        freeze_us: 2,
+        dirty_bytes: 3,
+        message: "cut".into(),
+    }
+}
+
+#[test]
+fn one_daemon_at_a_time_and_nobody_else_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let state = open(&path);
+    assert!(matches!(State::open(&path), Err(StateError::Locked)));
+    for (name, mode) in [
+        ("", 0o700),
+        ("identity", 0o700),
+        ("device.db", 0o600),
+        ("lock", 0o600),
+    ] {
+        let found = std::fs::metadata(path.join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(found & 0o777, mode, "{name}");
+    }
+    drop(state);
+    open(&path);
+}
+
+#[test]
+fn a_newer_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    state
+        .now(|db| Ok(db.sql.pragma_update(None, "user_version", 99)?))
+        .unwrap();
+    drop(state);
+    assert!(matches!(
+        State::open(dir.path()),
+        Err(StateError::Version(99))
+    ));
+}
+
+#[test]
+fn requests_are_repeated_in_order_until_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let request = |number: u8| JournaledRequest {
+        id: RequestId::from_bytes([number; 32]),
+        call: Call::Acquire {
+            image: row().image,
+            checkout: row().checkout,
+            terms: row().terms,
+            expect_head: Some(CommitId::from_bytes([number; 32])),
+            take_over: false,
+        },
+    };
+    let state = open(dir.path());
+    // Ids in descending order: the order of the journal is that of the calls.
+    for number in [9, 5, 1] {
+        state
+            .now(|db| db.journal_request(&request(number)))
+            .unwrap();
+    }
+    assert!(state.now(|db| db.journal_request(&request(5))).is_err());
+    drop(state);
+    let state = open(dir.path());
+    let found = state.now(|db| db.journaled_requests()).unwrap();
+    assert_eq!(found, [request(9), request(5), request(1)]);
+    state.now(|db| db.settle_request(request(5).id)).unwrap();
+    assert_eq!(
+        state.now(|db| db.journaled_requests()).unwrap(),
+        [request(9), request(1)]
+    );
+}
+
+#[test]
+fn a_grant_takes_effect_together_with_its_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let id = RequestId::from_bytes([7; 32]);
+    let call = Call::Images;
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    state
+        .now(|db| db.journal_request(&JournaledRequest { id, call }))
+        .unwrap();
+    assert_eq!(state.now(|db| db.checkouts()).unwrap(), [row()]);
+    state
+        .now(|db| db.checkout_granted(row().checkout, Some(b"base"), Some(b"lease"), Some(id)))
+        .unwrap();
+    drop(state);
+    let state = open(dir.path());
+    let granted = CheckoutRow {
+        stage: Stage::Open,
+        base: Some(b"base".to_vec()),
+        holder: Some(b"lease".to_vec()),
+        ..row()
+    };
+    assert_eq!(
+        state.now(|db| db.checkout(row().checkout)).unwrap(),
+        Some(granted)
+    );
+    assert!(state.now(|db| db.journaled_requests()).unwrap().is_empty());
+}
+
+#[test]
+fn a_commit_ends_the_checkpoints_it_contains() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    for number in 1..=3 {
+        state
+            .now(|db| db.add_checkpoint(&checkpoint(number)))
+            .unwrap();
+    }
+    let pending = PendingCommit {
+        checkout,
+        record: b"commit".to_vec(),
+    };
+    state.now(|db| db.set_pending_commit(&pending)).unwrap();
+    assert_eq!(
+        state.now(|db| db.pending_commit(checkout)).unwrap(),
+        Some(b"commit".to_vec())
+    );
+    state
+        .now(|db| db.committed(checkout, b"commit", 2, 10, 20))
+        .unwrap();
+    assert_eq!(
+        state.now(|db| db.checkpoints(checkout)).unwrap(),
+        [checkpoint(3)]
+    );
+    assert_eq!(state.now(|db| db.pending_commit(checkout)).unwrap(), None);
+    let found = state.now(|db| db.checkout(checkout)).unwrap().unwrap();
+    assert_eq!(found.base.as_deref(), Some(&b"commit"[..]));
+    assert_eq!((found.sealed_bytes, found.sent_bytes), (10, 20));
+    state.now(|db| db.remove_checkout(checkout)).unwrap();
+    assert!(state.now(|db| db.checkpoints(checkout)).unwrap().is_empty());
+}
+
+#[test]
+fn enrolment_ends_with_the_pin_and_the_standing_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    state.now(|db| db.set_enrolment(b"under way")).unwrap();
+    let mut pin = HomePin {
+        address: "host:4460".into(),
+        home_key_hash: [1; 32],
+        home_key: None,
+        home: HomeId::from_bytes([2; 32]),
+        seen: None,
+    };
+    let roster = vec![b"genesis".to_vec(), b"add".to_vec()];
+    state.now(|db| db.enrolled(&pin, &roster)).unwrap();
+    assert_eq!(state.now(|db| db.enrolment()).unwrap(), None);
+    assert_eq!(state.now(|db| db.roster()).unwrap(), roster);
+    assert_eq!(state.now(|db| db.home()).unwrap(), Some(pin.clone()));
+    let seen = Standing {
+        incarnation: Incarnation::from_bytes([3; 32]),
+        position: LogPosition(4),
+        root: LogRoot::from_bytes([5; 32]),
+    };
+    state.now(|db| db.set_seen(seen)).unwrap();
+    pin.seen = Some(seen);
+    assert_eq!(state.now(|db| db.home()).unwrap(), Some(pin));
+    assert!(state.now(|db| db.append_roster(1, b"again")).is_err());
+}
