@@ -1,0 +1,85 @@
+use img_lease::holder::{Kind, Moment, State as Standing};
+use img_types::{BootMillis, LeaseMode};
+
+use super::*;
+use crate::stream::fake::{CHECKOUT, Device, FakeHome};
+
+async fn until(keeper: &Keeper, wanted: impl Fn(&Holder) -> bool) -> Holder {
+    let mut view = keeper.watch();
+    let view = view
+        .wait_for(|holders| holders.get(&CHECKOUT).is_some_and(&wanted))
+        .await
+        .unwrap();
+    view[&CHECKOUT].clone()
+}
+
+fn sent(holder: &Holder) -> Option<i64> {
+    holder.tenure().map(|tenure| tenure.term.until().0)
+}
+
+#[tokio::test]
+async fn an_offline_lease_is_renewed_at_every_contact_and_the_renewal_is_kept() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Offline).await;
+    let first = decode(&device.row().holder.unwrap()).unwrap();
+    let renewed = until(&device.keeper, |holder| {
+        sent(holder) > sent(&first)
+            && holder
+                .tenure()
+                .is_some_and(|tenure| tenure.renewal.is_none())
+    })
+    .await;
+    assert_eq!(decode(&device.row().holder.unwrap()).unwrap(), renewed);
+    fake.lock().hang_up();
+    until(&device.keeper, |holder| sent(holder) > sent(&renewed)).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_was_taken_over_shows_at_the_next_renewal() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Offline).await;
+    let mut events = device.events.subscribe();
+    let thief = fake.lock().steal();
+    fake.lock().hang_up();
+    let holder = until(&device.keeper, |holder| holder.kind() == Kind::Orphan).await;
+    assert_eq!(holder.state(), &Standing::Orphan { rival: Some(thief) });
+    loop {
+        if let events::Event::Checkout { state, dir, .. } = events.recv().await.unwrap() {
+            assert_eq!((state, dir.as_str()), ("orphan", "/vm"));
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lapsed_lease_without_a_rival_comes_back_with_the_home() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+    let now = Clock::new().now();
+    let later = Moment {
+        boot: BootMillis(now.boot.0 + 3_600_000),
+        ..now
+    };
+    let lapsed = device.keeper.apply(CHECKOUT, Event::Tick(later)).await;
+    assert!(lapsed.unwrap());
+    let holder = until(&device.keeper, |holder| holder.kind() == Kind::Leased).await;
+    assert_eq!(holder.token().unwrap().epoch.0, 1, "the same token");
+    assert!(fake.lock().calls.contains(&"renew"));
+}
+
+#[tokio::test]
+async fn a_refused_event_changes_nothing_and_an_unknown_checkout_is_named_so() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+    assert!(device.keeper.apply(CHECKOUT, Event::Closed).await.unwrap());
+    let again = device.keeper.apply(CHECKOUT, Event::Closed).await;
+    assert!(matches!(again, Err(KeeperError::Forbidden(_))));
+    device.keeper.forget(CHECKOUT).await.unwrap();
+    assert_eq!(device.keeper.holder(CHECKOUT), None);
+    let gone = device.keeper.apply(CHECKOUT, Event::Closed).await;
+    assert!(matches!(gone, Err(KeeperError::Unknown)));
+}

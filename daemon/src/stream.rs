@@ -1,0 +1,363 @@
+//! Brings a checkout's sealed work home and makes it a commit.
+//!
+//! Owns the upload of an outbox ([`Uploader`]) and of an import that runs ([`ImportUpload`]): asking what the
+//! home lacks, pushing it, going on after a lost connection, a restart of either side or an ended session;
+//! and the last step, the signed commit that is written down before it is first sent. It knows nothing of
+//! trees and seals. `docs/protocol.md` describes upload sessions and the rule of a commit.
+//!
+//! ```text
+//!  root durable here ──▶ push what the home lacks ──▶ sign, write down ──▶ send ──▶ receipt ──▶ base moves up,
+//!          ▲                        ▲                       │                │                 outbox trimmed
+//!          │                        └─ incomplete, session ended ────────────┤
+//!          └── restart: the record that was written down goes on here        └─▶ superseded: orphan
+//! ```
+
+mod commit;
+#[cfg(test)]
+pub(crate) mod fake;
+mod import;
+mod plan;
+mod reach;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use img_lease::holder;
+use img_proto::Refusal;
+use img_records::SignedReceipt;
+use img_store::StoreError;
+use img_types::{CheckoutId, ObjectId, Token};
+
+use crate::commits::{OpenCommit, RecordError};
+use crate::events::{Phase, Reporter};
+use crate::home::{CallError, Home};
+use crate::keeper::{Keeper, KeeperError};
+use crate::objects::Objects;
+use crate::state::{PendingCommit, State, StateError};
+
+pub use commit::{Draft, deliver};
+pub use import::{IN_FLIGHT_BYTES, ImportUpload, UploadStopped};
+pub use plan::{Next, Unfitting, UploadPlan};
+pub use reach::{Lost, below};
+
+use session::{Session, SharedPlan, Source};
+
+/// What an upload sent; objects that the home had are not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Objects.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+}
+
+/// Why sealed work is not at the home, or is no commit.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The home refuses or does not behave; never [`CallError::Away`], which is waited out.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The checkout's token has been superseded: it is an orphan now, and its work is as it was.
+    #[error("the lease has been taken over")]
+    Superseded,
+    /// The outbox lacks an object.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// The object cache failed.
+    #[error("the object cache failed: {0}")]
+    Store(#[from] StoreError),
+    /// The record cannot be made, or the one that was written down does not open.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The lease could not be brought up to date.
+    #[error(transparent)]
+    Lease(#[from] KeeperError),
+    /// The daemon is ending.
+    #[error("the daemon is ending")]
+    Interrupted,
+}
+
+impl From<StateError> for UploadError {
+    fn from(error: StateError) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+/// A commit that is in history.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The commit, which is the checkout's base now.
+    pub commit: OpenCommit,
+    /// The home's word for it.
+    pub receipt: SignedReceipt,
+    /// What had to be sent for it by this daemon.
+    pub sent: Sent,
+}
+
+/// Streams one checkout's sealed work home.
+#[derive(Debug, Clone)]
+pub struct Uploader {
+    home: Arc<Home>,
+    state: State,
+    keeper: Keeper,
+    checkout: CheckoutId,
+}
+
+impl Uploader {
+    /// Works for one checkout.
+    pub fn new(home: Arc<Home>, state: State, keeper: Keeper, checkout: CheckoutId) -> Self {
+        Self {
+            home,
+            state,
+            keeper,
+            checkout,
+        }
+    }
+
+    /// Brings home what the outbox holds of a root. Waits out an absent home; can be dropped and begun
+    /// again at any time.
+    ///
+    /// # Errors
+    /// The home refuses for good, or the outbox is damaged.
+    pub async fn stream(&self, root: ObjectId, reporter: &Reporter) -> Result<Sent, UploadError> {
+        let ids = self.below(root).await?;
+        self.upload(ids, reporter).await
+    }
+
+    /// Makes a commit of a sealed root: brings it home, signs the record, writes it down, sends it, and
+    /// once the home has signed for it moves the base up and trims the outbox. `generation_max` is the
+    /// newest generation that the root contains: the checkpoints up to it are history then.
+    ///
+    /// # Errors
+    /// As [`Uploader::stream`]; [`UploadError::Superseded`] if the lease is somebody else's. A record that
+    /// was written down before an error other than that one goes on with [`Uploader::resume`].
+    pub async fn commit(
+        &self,
+        draft: &Draft,
+        generation_max: u64,
+        reporter: &Reporter,
+    ) -> Result<Settled, UploadError> {
+        reporter.phase(Phase::Push, Some(draft.sealed_bytes));
+        let sent = self.stream(draft.root.id, reporter).await?;
+        let commit = draft.sign(&self.home)?;
+        let pending = PendingCommit {
+            checkout: self.checkout,
+            record: commit.signed.to_bytes(),
+        };
+        self.state
+            .with(move |db| db.set_pending_commit(&pending))
+            .await?;
+        self.finish(commit, generation_max, sent, reporter).await
+    }
+
+    /// Goes on with a commit that was written down before; nothing if there is none.
+    ///
+    /// # Errors
+    /// As [`Uploader::commit`].
+    pub async fn resume(
+        &self,
+        generation_max: u64,
+        reporter: &Reporter,
+    ) -> Result<Option<Settled>, UploadError> {
+        let checkout = self.checkout;
+        let pending = self
+            .state
+            .with(move |db| Ok((db.pending_commit(checkout)?, db.checkout(checkout)?)))
+            .await?;
+        let (Some(record), Some(row)) = pending else {
+            return Ok(None);
+        };
+        let commit = self
+            .home
+            .trusted(|trust| trust.open_commit(row.image, &record, None))?;
+        reporter.phase(Phase::Push, Some(commit.private.sealed_bytes));
+        let sent = self.stream(commit.record().root, reporter).await?;
+        self.finish(commit, generation_max, sent, reporter)
+            .await
+            .map(Some)
+    }
+
+    /// Lets go what no local root needs any more: intermediate roots that were never committed. Only to be
+    /// called while nothing is being sealed for this checkout; `roots` are all that it keeps.
+    ///
+    /// # Errors
+    /// The cache or the outbox is damaged.
+    pub async fn trim(&self, roots: Vec<ObjectId>) -> Result<(), UploadError> {
+        let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
+        blocking(move || {
+            let outbox = objects.outbox(checkout);
+            let mut needed = std::collections::BTreeSet::new();
+            for root in roots {
+                needed.extend(below(root, &outbox, |id| objects.object_bytes(id))?);
+            }
+            let unneeded: Vec<_> = outbox
+                .into_iter()
+                .filter(|id| !needed.contains(id))
+                .collect();
+            Ok(objects.release(checkout, &unneeded)?)
+        })
+        .await
+    }
+
+    /// Sends a record that is written down until it is settled one way or the other.
+    async fn finish(
+        &self,
+        commit: OpenCommit,
+        generation_max: u64,
+        mut sent: Sent,
+        reporter: &Reporter,
+    ) -> Result<Settled, UploadError> {
+        let root = commit.record().root;
+        for _ in 0..ROUNDS_MAX {
+            reporter.phase(Phase::Commit, None);
+            let refusal = match deliver(&self.home, &commit, reporter).await {
+                Ok(receipt) => {
+                    self.settle(&commit, generation_max, sent).await?;
+                    return Ok(Settled {
+                        commit,
+                        receipt,
+                        sent,
+                    });
+                }
+                Err(CallError::Refused(refusal)) => refusal,
+                Err(error) => return Err(error.into()),
+            };
+            match refusal {
+                Refusal::Incomplete { missing } => {
+                    reporter.phase(Phase::Push, None);
+                    // Beyond the outbox: what the home lost of what it had said to have.
+                    let mut ids = self.below(root).await?;
+                    ids.splice(0..0, missing);
+                    sent.add(self.upload(ids, reporter).await?);
+                }
+                Refusal::SessionClosed => {
+                    reporter.phase(Phase::Push, None);
+                    sent.add(self.stream(root, reporter).await?);
+                }
+                Refusal::TokenStale { holder, .. } => {
+                    return Err(self
+                        .superseded(&commit, |token| holder::Event::TokenStale {
+                            token,
+                            rival: holder,
+                        })
+                        .await);
+                }
+                Refusal::HeadMoved { head } => {
+                    return Err(self
+                        .superseded(&commit, |token| holder::Event::HeadMoved { token, head })
+                        .await);
+                }
+                refusal => return Err(CallError::Refused(refusal).into()),
+            }
+        }
+        Err(CallError::Protocol("a commit that stays incomplete").into())
+    }
+
+    /// The home signed for the commit. Each step can be repeated: a daemon that dies before the last one
+    /// sends the record again and gets the same receipt.
+    async fn settle(
+        &self,
+        commit: &OpenCommit,
+        generation_max: u64,
+        sent: Sent,
+    ) -> Result<(), UploadError> {
+        let event = holder::Event::Committed {
+            commit: commit.id,
+            parent: commit.record().parent.map(|parent| parent.commit),
+        };
+        self.keeper.apply(self.checkout, event).await?;
+        let ids = self.below(commit.record().root).await?;
+        let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
+        blocking(move || Ok(objects.release(checkout, &ids)?)).await?;
+        let (base, sealed_bytes) = (commit.signed.to_bytes(), commit.private.sealed_bytes);
+        self.state
+            .with(move |db| db.committed(checkout, &base, generation_max, sealed_bytes, sent.bytes))
+            .await?;
+        Ok(())
+    }
+
+    /// The record can never become the head: the checkout is an orphan, its roots and checkpoints stay.
+    async fn superseded(
+        &self,
+        commit: &OpenCommit,
+        event: impl FnOnce(Token) -> holder::Event,
+    ) -> UploadError {
+        let checkout = self.checkout;
+        if let Some(token) = commit.record().token
+            && let Err(error) = self.keeper.apply(checkout, event(token)).await
+        {
+            return error.into();
+        }
+        match self
+            .state
+            .with(move |db| db.drop_pending_commit(checkout))
+            .await
+        {
+            Ok(()) => UploadError::Superseded,
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn upload(&self, ids: Vec<ObjectId>, reporter: &Reporter) -> Result<Sent, UploadError> {
+        if ids.is_empty() {
+            return Ok(Sent::default());
+        }
+        let plan = SharedPlan::new(UploadPlan::of(ids));
+        let outbox = Outbox(Arc::clone(self.home.objects()));
+        Session::new(&self.home, self.checkout, &plan, &outbox, reporter)
+            .run()
+            .await
+    }
+
+    /// What the outbox holds of a root, children first.
+    async fn below(&self, root: ObjectId) -> Result<Vec<ObjectId>, UploadError> {
+        let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
+        blocking(move || {
+            let outbox = objects.outbox(checkout);
+            Ok(below(root, &outbox, |id| objects.object_bytes(id))?)
+        })
+        .await
+    }
+}
+
+impl Sent {
+    fn add(&mut self, more: Self) {
+        self.objects += more.objects;
+        self.bytes += more.bytes;
+    }
+}
+
+/// The outboxes of this device as the place where objects are.
+struct Outbox(Arc<Objects>);
+
+impl Source for Outbox {
+    fn bytes(&self, id: ObjectId) -> BoxFuture<'_, Option<Bytes>> {
+        let objects = Arc::clone(&self.0);
+        async move {
+            let read = tokio::task::spawn_blocking(move || objects.object_bytes(&id));
+            read.await.ok().flatten()
+        }
+        .boxed()
+    }
+
+    fn done(&self, _: &[ObjectId]) {
+        // They stay until a receipt says that a commit contains them.
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, UploadError> + Send + 'static,
+) -> Result<T, UploadError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(UploadError::Interrupted))
+}
+
+/// How often a commit is sent again after what was missing has been pushed: more means that the home and
+/// this device do not agree on what the root names.
+const ROUNDS_MAX: usize = 5;
