@@ -1,0 +1,19 @@
+//! `cargo xtask bench`: builds everything in release and runs the benchmarks of `tests/bench`.
+
+use anyhow::Result;
+
+use crate::needs;
+use crate::shell::cargo;
+
+/// Runs one benchmark with its options.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    needs::ensure(&needs::BENCHMARKS)?;
+    needs::ensure_fuse()?;
+    cargo(&["build", "--release", "--workspace", "--bins"])?;
+    let args = args.iter().map(String::as_str);
+    let args: Vec<_> = ["run", "--release", "-p", "bench", "--"]
+        .into_iter()
+        .chain(args)
+        .collect();
+    cargo(&args)
+}
