@@ -32,6 +32,9 @@ const HOME_SEED: [u8; 32] = [7; 32];
 const INCARNATION: Incarnation = Incarnation::from_bytes([1; 32]);
 const TTL_MS: u64 = 3_600_000;
 
+/// Looks at a signed record.
+pub(crate) type Witness = Box<dyn Fn(&[u8]) + Send>;
+
 /// The home; clones are the same one.
 #[derive(Clone)]
 pub(crate) struct FakeHome {
@@ -53,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) hang_up_after: Option<usize>,
     /// Hangs up instead of sending the next receipt.
     pub(crate) lose_receipt: bool,
+    /// Looks at every commit record before it is answered.
+    pub(crate) witness: Option<Witness>,
     /// Says once that the upload session has ended.
     pub(crate) end_session: bool,
     /// Says that it has these, although it has not.
@@ -82,6 +87,7 @@ impl FakeHome {
             calls: Vec::new(),
             hang_up_after: None,
             lose_receipt: false,
+            witness: None,
             end_session: false,
             pretends: BTreeSet::new(),
             peers: Vec::new(),
@@ -251,6 +257,9 @@ impl Inner {
             }
             Call::Commit { commit } => {
                 self.calls.push("commit");
+                if let Some(witness) = &self.witness {
+                    witness(&commit);
+                }
                 let outcome = self.commit(&caller, commit);
                 if std::mem::take(&mut self.lose_receipt) {
                     self.hang_up();
@@ -380,7 +389,9 @@ impl Device {
         let name = DeviceName::parse("laptop").unwrap();
         let founding = papers::found(&identity, &name, WallMillis(1)).unwrap();
         let genesis = founding.genesis.to_bytes();
-        let home = papers::replay(&[genesis.clone()]).unwrap().home();
+        let home = papers::replay(std::slice::from_ref(&genesis))
+            .unwrap()
+            .home();
         let pin = HomePin {
             address: fake.address.clone(),
             home_key_hash: key_hash(&TlsIdentity::from_seed(&HOME_SEED).public_key()),

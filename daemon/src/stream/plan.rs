@@ -1,17 +1,15 @@
 //! What an upload has to do next: a core without I/O, shared by outboxes and imports.
 //!
 //! ```text
-//!           asked        absent         sent       acknowledged
-//!  unasked ──────▶ asked ──────▶ absent ──────▶ sent ──────▶ done
-//!     ▲             │ │            │             │            ▲
-//!     │             │ └── present ─┼─────────────┼────────────┘
-//!     │    broken   │              │             │
-//!     ├─────────────┘              ◀─── broken ──┘
-//!     └── session ended: everything that is not done
+//!           question       answer: absent       take_next      acknowledged
+//!  unasked ──────────▶ asked ─────────────▶ absent ─────▶ sent ──────────────▶ done
+//!     ▲                 │ └─ answer: present ─┼────────────┼───────────────────▶
+//!     └──── broken ─────┴─────────────────────┴────────────┘
 //! ```
 //!
 //! Objects keep the order in which they were added, so that children that come first arrive first. At most
-//! one question is under way. Whatever breaks, at most what was sent and not acknowledged is sent again.
+//! one question is under way. After a break everything that is not done is asked for again: what had arrived
+//! without an acknowledgement is found present, and nothing is sent twice but what was cut in two.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -113,7 +111,7 @@ impl UploadPlan {
     }
 
     /// What the present push sends next.
-    pub fn next(&mut self) -> Next {
+    pub fn take_next(&mut self) -> Next {
         match self.absent.pop_front() {
             Some(id) => {
                 self.sent.push_back(id);
@@ -147,34 +145,24 @@ impl UploadPlan {
         Ok(done)
     }
 
-    /// A push ended, well or not: what it did not get acknowledged is sent by the next one.
+    /// A push ended well: the next one counts its acknowledgements anew.
     pub fn push_ended(&mut self) {
         self.acknowledged = 0;
-        prepend(&mut self.absent, self.sent.drain(..));
     }
 
-    /// The connection broke: what is not acknowledged is sent again, what is not answered asked again.
+    /// The connection or the session broke: what is known of the home counts no longer.
     pub fn broken(&mut self) {
-        self.push_ended();
-        prepend(&mut self.unasked, self.asked.drain(..));
-    }
-
-    /// The upload session ended: what the home said about absence counts no longer.
-    pub fn session_ended(&mut self) {
-        self.broken();
-        prepend(&mut self.unasked, self.absent.drain(..));
+        self.acknowledged = 0;
+        let before = std::mem::take(&mut self.unasked);
+        self.unasked.extend(self.sent.drain(..));
+        self.unasked.extend(self.absent.drain(..));
+        self.unasked.extend(self.asked.drain(..));
+        self.unasked.extend(before);
     }
 
     /// Whether everything is done.
     pub fn is_finished(&self) -> bool {
         self.closed && self.waiting.is_empty()
-    }
-}
-
-/// Puts items in front of a queue, in their order.
-fn prepend(queue: &mut VecDeque<ObjectId>, items: impl DoubleEndedIterator<Item = ObjectId>) {
-    for id in items.rev() {
-        queue.push_front(id);
     }
 }
 
@@ -192,13 +180,13 @@ mod tests {
     #[test]
     fn an_upload_from_question_to_acknowledgement() {
         let mut plan = UploadPlan::of([id(1), id(2), id(3)]);
-        assert_eq!(plan.next(), Next::Wait);
+        assert_eq!(plan.take_next(), Next::Wait);
         assert_eq!(plan.question(), Some(vec![id(1), id(2), id(3)]));
         assert_eq!(plan.question(), None, "one at a time");
         assert_eq!(plan.answer(&[0, 2]), Ok(vec![id(2)]));
-        assert_eq!(plan.next(), Next::Send(id(1)));
-        assert_eq!(plan.next(), Next::Send(id(3)));
-        assert_eq!(plan.next(), Next::End);
+        assert_eq!(plan.take_next(), Next::Send(id(1)));
+        assert_eq!(plan.take_next(), Next::Send(id(3)));
+        assert_eq!(plan.take_next(), Next::End);
         assert_eq!(plan.acknowledge(1), Ok(vec![id(1)]));
         assert!(!plan.is_finished());
         assert_eq!(plan.acknowledge(2), Ok(vec![id(3)]));
@@ -224,7 +212,7 @@ mod tests {
             assert_eq!(plan.answer(positions), Err(Unfitting));
         }
         plan.answer(&[0, 1]).unwrap();
-        plan.next();
+        plan.take_next();
         assert_eq!(plan.acknowledge(2), Err(Unfitting), "more than was sent");
         plan.acknowledge(1).unwrap();
         assert_eq!(plan.acknowledge(0), Err(Unfitting), "fewer than before");
@@ -237,8 +225,7 @@ mod tests {
         Answer,
         Send,
         Acknowledge(prop::sample::Index),
-        Break,
-        EndSession,
+        Break(prop::sample::Index),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -248,14 +235,13 @@ mod tests {
             3 => Just(Step::Answer),
             6 => Just(Step::Send),
             3 => any::<prop::sample::Index>().prop_map(Step::Acknowledge),
-            1 => Just(Step::Break),
-            1 => Just(Step::EndSession),
+            2 => any::<prop::sample::Index>().prop_map(Step::Break),
         ];
         prop::collection::vec(step, 0..300)
     }
 
     proptest! {
-        /// Against a home that keeps what it acknowledged: nothing is lost, nothing that is acknowledged
+        /// Against a home that keeps what arrived, acknowledged or not: nothing is lost, nothing that it has
         /// is sent again, and a calm end always gets everything there, in order.
         #[test]
         fn everything_arrives_whatever_breaks(steps in steps(), had in prop::collection::btree_set(0..400u16, 0..200)) {
@@ -280,7 +266,7 @@ mod tests {
                         }
                     }
                     Step::Send => {
-                        if let Next::Send(id) = plan.next() {
+                        if let Next::Send(id) = plan.take_next() {
                             prop_assert!(!home.contains(&id), "sent what the home has");
                             push.push(id);
                         }
@@ -291,12 +277,11 @@ mod tests {
                         let done = plan.acknowledge(durable as u64).unwrap();
                         prop_assert!(done.iter().all(|id| home.contains(id)));
                     }
-                    Step::Break | Step::EndSession => {
-                        if matches!(step, Step::Break) {
-                            plan.broken();
-                        } else {
-                            plan.session_ended();
-                        }
+                    Step::Break(pick) => {
+                        // More may have arrived than was acknowledged.
+                        let arrived = durable + pick.index(push.len() - durable + 1);
+                        home.extend(&push[..arrived]);
+                        plan.broken();
                         question = None;
                         push.clear();
                         durable = 0;
@@ -304,7 +289,7 @@ mod tests {
                 }
             }
             plan.close();
-            plan.session_ended();
+            plan.broken();
             let order: Vec<_> = plan.unasked.iter().copied().collect();
             while let Some(ids) = plan.question() {
                 prop_assert!(ids.len() <= IDS_PER_REQUEST_MAX);
@@ -312,7 +297,7 @@ mod tests {
                 plan.answer(&absent).unwrap();
             }
             let mut push = Vec::new();
-            while let Next::Send(id) = plan.next() {
+            while let Next::Send(id) = plan.take_next() {
                 push.push(id);
             }
             prop_assert!(order.iter().filter(|id| push.contains(id)).eq(&push));

@@ -1,8 +1,8 @@
 //! One upload session against the home: drives a plan until everything is there.
 //!
-//! Two tasks of one future work on the plan: one asks what is absent, one pushes it. Neither holds the plan
-//! across an await. A lost connection is waited out for as long as it takes; a session that ended is opened
-//! anew and everything not acknowledged asked for again.
+//! Two halves of one future work on the plan: one asks what is absent, one pushes it. Neither holds the plan
+//! across an await. A lost connection is waited out for as long as it takes, a session that ended is opened
+//! anew; what is not acknowledged then is asked for again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -100,12 +100,9 @@ impl<'a> Session<'a> {
                 Err(trouble) => trouble,
             };
             match trouble {
-                UploadError::Call(CallError::Away | CallError::Refused(Refusal::Busy)) => {
-                    self.plan.change(UploadPlan::broken);
-                }
-                UploadError::Call(CallError::Refused(Refusal::SessionClosed)) => {
-                    self.plan.change(UploadPlan::session_ended);
-                }
+                UploadError::Call(
+                    CallError::Away | CallError::Refused(Refusal::Busy | Refusal::SessionClosed),
+                ) => self.plan.change(UploadPlan::broken),
                 other => return Err(other),
             }
             if self.sent() != before {
@@ -205,7 +202,7 @@ impl<'a> Session<'a> {
     ) -> impl Stream<Item = Bytes> + Send + 's {
         stream::unfold((), move |()| async move {
             loop {
-                match self.plan.look(UploadPlan::next) {
+                match self.plan.look(UploadPlan::take_next) {
                     Next::Send(id) => {
                         let bytes = self.source.bytes(id).await;
                         if bytes.is_none() {

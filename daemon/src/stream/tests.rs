@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::fake::{CHECKOUT, Device, FakeHome, IMAGE};
 use super::*;
-use crate::events::{Phase, Reporter};
+use crate::events::{Event, Phase, Reporter};
 
 struct Scene {
     fake: FakeHome,
@@ -36,13 +36,15 @@ impl Scene {
 
     fn uploader(&self) -> Uploader {
         let (home, state) = (Arc::clone(&self.device.home), self.device.state.clone());
-        Uploader::new(home, state, self.device.keeper.clone(), CHECKOUT)
+        let events = self.device.events.clone();
+        let keeper = self.device.keeper.clone();
+        Uploader::new(home, state, keeper, events, CHECKOUT, "vm")
     }
 
     fn sealer(&self) -> Sealer {
         let ring = self.device.home.objects().keyring();
         let epoch = ring.newest();
-        Sealer::new(ring.content(epoch).unwrap().clone(), epoch).unwrap()
+        Sealer::new(ring.content(epoch).unwrap().clone(), epoch)
     }
 
     /// Seals blocks under one leaf into the outbox, and returns the leaf.
@@ -155,6 +157,35 @@ async fn an_outbox_becomes_a_commit_and_is_trimmed() {
     assert_eq!(scene.outbox().len(), 6);
     scene.uploader().trim(vec![]).await.unwrap();
     assert_eq!(scene.outbox(), []);
+}
+
+#[tokio::test]
+async fn a_record_is_written_down_before_it_is_first_sent() {
+    let scene = Scene::new().await;
+    let root = scene.seal(1, 3);
+    let state = scene.device.state.clone();
+    scene.fake.lock().witness = Some(Box::new(move |record| {
+        let pending = state.now(|db| db.pending_commit(CHECKOUT)).unwrap();
+        assert_eq!(pending.as_deref(), Some(record));
+    }));
+    scene.commit(&scene.draft(root, None)).await.unwrap();
+    assert_eq!(scene.fake.lock().calls.last(), Some(&"commit"));
+}
+
+#[tokio::test]
+async fn whoever_listens_hears_of_progress() {
+    let scene = Scene::new().await;
+    let mut events = scene.device.events.subscribe();
+    let root = scene.seal(1, 3);
+    scene.commit(&scene.draft(root, None)).await.unwrap();
+    let mut phases = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Progress { name, progress, .. } = event {
+            assert_eq!(name, "vm");
+            phases.push(progress.phase);
+        }
+    }
+    assert_eq!(phases.last(), Some(&Phase::Commit));
 }
 
 #[tokio::test]
