@@ -1,0 +1,325 @@
+//! What makes changes durable: the journal's flush, the cut of a checkpoint, the swap of a root.
+//!
+//! One lock, the log's, orders these; it is taken before the state's, and the state's is held only
+//! to take or swap a few values. A flush brings the arenas to disk first and commits the journal
+//! then. The process aborts when a sync fails: the kernel may have dropped the pages, so what was
+//! acknowledged can no longer be vouched for, and recovery starts from the journal.
+
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use img_index::{Fact, Key, Value};
+use img_overlay::{Change, Generation, GenerationId};
+use img_seal::Reference;
+use rusqlite::ErrorCode;
+use rustix::io::Errno;
+
+use super::Tree;
+use super::state::State;
+use crate::arena::Arena;
+use crate::journal::{Head, Journal, JournalError};
+
+/// A checkpoint's cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The generation that was closed; older ones belong to the checkpoint as well.
+    pub generation: GenerationId,
+    /// How long the cut held writers up, in microseconds.
+    pub freeze_us: u64,
+    /// Dirty bytes of the closed generation.
+    pub dirty_bytes: u64,
+}
+
+/// Says why no cut was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FreezeError {
+    /// Too many generations wait for their seal: seal the oldest, then ask again.
+    #[error("earlier checkpoints are not sealed yet")]
+    Unsealed,
+    /// The disk refuses.
+    #[error("the checkpoint cannot be written: {0}")]
+    Disk(Errno),
+}
+
+/// A closed generation with all that its seal needs.
+#[derive(Debug, Clone)]
+pub struct Closed {
+    /// Its changes.
+    pub generation: Arc<Generation>,
+    /// Its dirty bytes.
+    pub arena: Arc<Arena>,
+    /// The root below it.
+    pub base: Option<Reference>,
+}
+
+/// The journal and what it has.
+#[derive(Debug)]
+pub(super) struct Log {
+    journal: Journal,
+    /// Changes that were taken for the journal and could not be committed.
+    backlog: Vec<(GenerationId, Vec<Change>)>,
+    /// All changes up to this number are durable.
+    synced: u64,
+    /// Bytes of the top generation's rows.
+    top_bytes: u64,
+}
+
+impl Log {
+    pub(super) fn new(journal: Journal) -> Self {
+        Self {
+            journal,
+            backlog: Vec::new(),
+            synced: 0,
+            top_bytes: 0,
+        }
+    }
+}
+
+impl Tree {
+    /// Makes everything that happened before the call durable on this device.
+    ///
+    /// # Errors
+    /// The disk is full: nothing is lost, but it is not durable either.
+    pub fn sync(&self) -> Result<(), Errno> {
+        self.flush(&mut self.log())
+    }
+
+    /// Calls `done` when everything that happened before is durable; calls share a flush.
+    pub fn sync_then(&self, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
+        self.flusher.sync(Box::new(done));
+    }
+
+    /// Closes the top generation: the instant, immutable cut of a checkpoint. Nothing is copied.
+    ///
+    /// Returns nothing if nothing has changed since the last cut.
+    ///
+    /// # Errors
+    /// Two generations wait for their seal already, or the disk refuses.
+    pub fn freeze(&self) -> Result<Option<Cut>, FreezeError> {
+        let mut log = self.log();
+        let next = self.shared().top.next();
+        let arena = Arena::create(&self.dir, next).map_err(|e| FreezeError::Disk(disk(&e)))?;
+        let mut state = self.lock();
+        let started = Instant::now();
+        if state.overlay.top_is_empty() || !state.overlay.has_room() {
+            arena.retire();
+            return match state.overlay.top_is_empty() {
+                true => Ok(None),
+                false => Err(FreezeError::Unsealed),
+            };
+        }
+        let cut = cut(&mut state, arena);
+        let freeze_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        drop(state);
+        log.top_bytes = 0;
+        let flushed = self.flush(&mut log);
+        self.closed.notify_one();
+        flushed.map_err(FreezeError::Disk)?;
+        Ok(Some(Cut { freeze_us, ..cut }))
+    }
+
+    /// The generation to seal next.
+    pub fn closed_oldest(&self) -> Option<Closed> {
+        let state = self.shared();
+        let generation = Arc::clone(state.overlay.closed().next()?);
+        let arena = Arc::clone(state.arenas.get(&generation.id())?);
+        Some(Closed {
+            generation,
+            arena,
+            base: state.root,
+        })
+    }
+
+    /// Waits until a generation has been closed, by a checkpoint or by its size.
+    pub async fn generation_closed(&self) {
+        self.closed.notified().await;
+    }
+
+    /// Takes the root that the oldest closed generation was sealed into; open files go on.
+    ///
+    /// The journal comes first: a crash before leaves the generation, one after has the root.
+    ///
+    /// # Errors
+    /// The journal cannot be written; nothing has changed then.
+    pub fn sealed(&self, generation: GenerationId, root: Reference) -> Result<(), JournalError> {
+        let mut log = self.log();
+        let head = {
+            let state = self.shared();
+            if state.oldest != generation || state.top == generation {
+                return Ok(());
+            }
+            Head {
+                root: Some(root),
+                oldest: generation.next(),
+                ..state.head()
+            }
+        };
+        log.backlog.retain(|(of, _)| *of > generation);
+        log.journal.drop_sealed(&head)?;
+        let mut state = self.lock();
+        state.root = head.root;
+        state.oldest = head.oldest;
+        // A large generation takes time to free, and an arena to remove: not under the lock.
+        let dropped = state.overlay.drop_oldest(generation);
+        let arena = state.arenas.remove(&generation);
+        drop(state);
+        if let Some(arena) = arena {
+            arena.retire();
+        }
+        drop(dropped);
+        self.flusher.wake();
+        Ok(())
+    }
+
+    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+        self.log
+            .lock()
+            .expect("no flush panics while it holds the log")
+    }
+
+    fn flush(&self, log: &mut Log) -> Result<(), Errno> {
+        let (head, arenas, upto) = {
+            let mut state = self.lock();
+            if state.changes_made == log.synced {
+                return Ok(());
+            }
+            let top = state.top;
+            log.backlog.extend(state.pending.take(top));
+            let arenas: Vec<_> = state.arenas.values().cloned().collect();
+            (state.head(), arenas, state.changes_made)
+        };
+        for arena in arenas {
+            if let Err(error) = arena.sync() {
+                tracing::error!(%error, "an arena cannot be synced; ending before data is lost");
+                std::process::abort();
+            }
+        }
+        match log.journal.commit(&head, &log.backlog) {
+            Ok(added) => log.top_bytes += added,
+            Err(JournalError::Database(error))
+                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) =>
+            {
+                tracing::error!(%error, "the journal has no room");
+                return Err(Errno::NOSPC);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the journal cannot be written; ending before data is lost");
+                std::process::abort();
+            }
+        }
+        log.backlog.clear();
+        log.synced = upto;
+        Ok(())
+    }
+
+    /// Closes the top generation if it has grown large, or if its journal has.
+    fn close_if_large(&self) {
+        let journal_large = self.log().top_bytes > JOURNAL_LEN_MAX;
+        let wanted = {
+            let state = self.shared();
+            state.overlay.close_wanted() || (journal_large && state.overlay.has_room())
+        };
+        if wanted && let Err(error) = self.freeze() {
+            tracing::warn!(%error, "a large generation stays open");
+        }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Err(error) = self.sync() {
+            tracing::error!(%error, "a checkout was closed without its last changes");
+        }
+    }
+}
+
+/// Closes the top generation and opens the next one with its arena.
+fn cut(state: &mut State, arena: Arena) -> Cut {
+    for inode in std::mem::take(&mut state.orphans) {
+        state.drop_unlinked(inode);
+    }
+    if let Some(next) = state.next_inode
+        && state.next_inode_sealed != Some(next)
+    {
+        let fact = Change::Put(Key::fact(Fact::NextInode), Value::Number(next.0));
+        state.apply(fact);
+        state.next_inode_sealed = Some(next);
+    }
+    let dirty_bytes = state.overlay.top().dirty_bytes();
+    let generation = state.overlay.freeze();
+    state.pending.close(generation);
+    state.top = generation.next();
+    state.arenas.insert(state.top, Arc::new(arena));
+    state.changes_made += 1;
+    Cut {
+        generation,
+        freeze_us: 0,
+        dirty_bytes,
+    }
+}
+
+fn disk(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+type Done = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+enum Request {
+    Sync(Done),
+    Wake,
+}
+
+/// Asks the thread that keeps the journal near the state.
+#[derive(Debug)]
+pub(super) struct Flusher(Sender<Request>);
+
+impl Flusher {
+    /// Starts the thread; it ends with the tree.
+    pub(super) fn start(tree: Weak<Tree>) -> Self {
+        let (sender, requests) = channel();
+        std::thread::spawn(move || run(&tree, &requests));
+        Self(sender)
+    }
+
+    pub(super) fn wake(&self) {
+        // The thread lives as long as the sender.
+        self.0.send(Request::Wake).ok();
+    }
+
+    fn sync(&self, done: Done) {
+        self.0.send(Request::Sync(done)).ok();
+    }
+}
+
+fn run(tree: &Weak<Tree>, requests: &Receiver<Request>) {
+    loop {
+        let first = match requests.recv_timeout(FLUSH_INTERVAL) {
+            Ok(request) => Some(request),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let Some(tree) = tree.upgrade() else {
+            return;
+        };
+        let waiting: Vec<Done> = first
+            .into_iter()
+            .chain(requests.try_iter())
+            .filter_map(|request| match request {
+                Request::Sync(done) => Some(done),
+                Request::Wake => None,
+            })
+            .collect();
+        let outcome = tree.sync();
+        for done in waiting {
+            done(outcome);
+        }
+        tree.close_if_large();
+    }
+}
+
+/// How old a change may be that the journal has not got.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// Rows of one generation at which it is closed: a file that is synced for ever adds a row each time.
+const JOURNAL_LEN_MAX: u64 = 256 * 1024 * 1024;

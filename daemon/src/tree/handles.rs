@@ -1,0 +1,125 @@
+//! Open files: what keeps an inode without a name alive.
+
+use std::collections::btree_map;
+
+use img_index::{Inode, Key};
+
+use super::Tree;
+use super::attributes::SetAttributes;
+use super::data::regular;
+use super::state::Open;
+use super::view::{Failure, View};
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    /// It may be written to.
+    pub writes: bool,
+    /// It may be read and written, so a shared map may change it unseen.
+    pub maps: bool,
+    /// Its contents go.
+    pub truncates: bool,
+    /// Truncating clears the set-id bits.
+    pub kill_privileges: bool,
+}
+
+impl Tree {
+    /// Counts one more open file of an inode.
+    ///
+    /// # Errors
+    /// Something is absent, or the inode is no file.
+    pub fn open(&self, inode: Inode, access: Access) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let view = View {
+            state: &state,
+            source: &*self.source,
+        };
+        let attributes = view.attributes(inode)?;
+        regular(attributes.kind)?;
+        let capability = access.writes
+            && view
+                .value(&Key::xattr(inode, super::xattrs::CAPABILITY))?
+                .is_some();
+        let open = match state.open.entry(inode) {
+            btree_map::Entry::Occupied(open) => open.into_mut(),
+            btree_map::Entry::Vacant(vacant) => vacant.insert(Open {
+                handles: 0,
+                maps: 0,
+                unlinked: false,
+                capability: false,
+                attributes,
+            }),
+        };
+        open.handles += 1;
+        open.maps += u32::from(access.maps);
+        open.capability |= capability;
+        drop(state);
+        if access.truncates {
+            self.set_attributes(
+                inode,
+                SetAttributes {
+                    size: Some(0),
+                    kill_privileges: access.kill_privileges,
+                    ..SetAttributes::default()
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Counts one open file less; the last one of an inode without a name takes it along.
+    pub fn release(&self, inode: Inode, access: Access) {
+        let mut state = self.lock();
+        let btree_map::Entry::Occupied(mut open) = state.open.entry(inode) else {
+            return;
+        };
+        let handle = open.get_mut();
+        handle.handles = handle.handles.saturating_sub(1);
+        handle.maps = handle.maps.saturating_sub(u32::from(access.maps));
+        if handle.handles == 0 && open.remove().unlinked {
+            state.drop_unlinked(inode);
+        }
+    }
+
+    /// Forgets every open file: nothing can be open any more, the kernel has let go of the mount.
+    pub fn release_all(&self) {
+        let mut state = self.lock();
+        for (inode, open) in std::mem::take(&mut state.open) {
+            if open.unlinked {
+                state.drop_unlinked(inode);
+            }
+        }
+    }
+
+    /// Files that are open now.
+    pub fn open_files(&self) -> usize {
+        self.shared().open.len()
+    }
+
+    /// Inodes that a shared map may be changing.
+    pub fn mapped(&self) -> Vec<Inode> {
+        let state = self.shared();
+        let mapped = state.open.iter().filter(|(_, open)| open.maps > 0);
+        mapped.map(|(inode, _)| *inode).collect()
+    }
+
+    /// Finds inodes that an earlier session left open but unlinked; the next checkpoint drops them.
+    pub(super) fn adopt_orphans(&self) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let view = View {
+            state: &state,
+            source: &*self.source,
+        };
+        let found = view.range(&img_index::KeyRange::open_unlinked(), ORPHANS_MAX)?;
+        let orphans = found.into_iter().filter_map(|(key, _)| match key.parts() {
+            img_index::KeyParts::OpenUnlinked(inode) => Some(inode),
+            _ => None,
+        });
+        let orphans: Vec<_> = orphans.filter(|i| !state.open.contains_key(i)).collect();
+        state.orphans.extend(orphans);
+        Ok(())
+    }
+}
+
+/// Orphans that one session cleans up; the next takes what is left.
+const ORPHANS_MAX: usize = 1_024;

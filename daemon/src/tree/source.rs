@@ -1,0 +1,68 @@
+//! Where a tree gets nodes and blocks that are not in its overlay.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use img_index::NodeSource;
+use img_proto::Class;
+use img_seal::Reference;
+
+use super::view::Failure;
+
+/// What must be brought into memory before an operation can be repeated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Index nodes.
+    pub nodes: Vec<Reference>,
+    /// Blocks and patches.
+    pub blocks: Vec<Reference>,
+}
+
+impl Wanted {
+    /// Tells whether nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.blocks.is_empty()
+    }
+
+    /// Adds what a part of an operation found absent; passes a refusal on.
+    pub(super) fn add(&mut self, failure: Failure) -> Result<(), Failure> {
+        let Failure::Absent(other) = failure else {
+            return Err(failure);
+        };
+        for (mine, theirs) in [
+            (&mut self.nodes, other.nodes),
+            (&mut self.blocks, other.blocks),
+        ] {
+            let known: BTreeSet<Reference> = mine.iter().copied().collect();
+            mine.extend(theirs.into_iter().filter(|r| !known.contains(r)));
+        }
+        Ok(())
+    }
+}
+
+/// Says why something could not be brought into memory; the caller gets EIO either way, and tries
+/// again before that only if the home is away.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// The home cannot be reached now.
+    #[error("the home cannot be reached")]
+    Away,
+    /// Waiting does not help: the object is gone, corrupt, or the cache fails.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A fetch under way.
+pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>>;
+
+/// Gives nodes and blocks at hand at once, and brings others into memory.
+pub trait Source: NodeSource + Debug + Send + Sync {
+    /// Returns the opened content of a block or patch if it is in memory; never blocks.
+    fn block(&self, reference: &Reference) -> Option<Bytes>;
+
+    /// Brings everything wanted into memory, from the disk cache or the home.
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, class: Class) -> Fetching<'a>;
+}

@@ -1,0 +1,191 @@
+//! Single cases that have names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use img_index::{FileKind, Inode};
+use rustix::io::Errno;
+
+use super::super::{Access, Failure, FreezeError, NewInode, OwnerMapping, Tree};
+use super::{Place, config};
+
+fn file(place: &Place, name: &str) -> Inode {
+    let new = NewInode {
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+    };
+    place
+        .run(|tree| tree.make(Inode::ROOT, name.as_bytes(), new))
+        .unwrap()
+        .inode
+}
+
+#[test]
+fn a_write_into_an_absent_block_waits_for_nobody() {
+    let place = Place::new();
+    let inode = file(&place, "file");
+    place
+        .run(|tree| tree.write(inode, 0, &[1; 200_000], false))
+        .unwrap();
+    assert!(place.freeze());
+    place.seal();
+    place.memory.forget();
+    place
+        .run(|tree| tree.open(inode, Access::default()))
+        .unwrap();
+    place.memory.forget();
+    place.memory.set_away(true);
+
+    // Once, without a fetch: it finishes.
+    place.tree().write(inode, 70_000, &[2; 100], false).unwrap();
+    assert_eq!(place.tree().read_data(inode, 70_000, 100), Ok(vec![2; 100]));
+    assert!(matches!(
+        place.tree().read_data(inode, 69_999, 100),
+        Err(Failure::Absent(_))
+    ));
+    place.memory.set_away(false);
+    let around = place
+        .run(|tree| tree.read_data(inode, 69_999, 102))
+        .unwrap();
+    assert_eq!(around, [&[1][..], &[2; 100], &[1]].concat());
+}
+
+#[test]
+fn a_read_fails_in_bounded_time_while_the_home_is_away() {
+    let place = Place::new();
+    let inode = file(&place, "file");
+    place
+        .run(|tree| tree.write(inode, 0, &[1; 100_000], false))
+        .unwrap();
+    assert!(place.freeze());
+    place.seal();
+    place.memory.forget();
+    place.memory.set_away(true);
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let tree = Arc::clone(place.tree());
+    let started = std::time::Instant::now();
+    let outcome =
+        runtime.block_on(tree.repeat(Default::default(), |tree| tree.read_data(inode, 0, 10)));
+    assert_eq!(outcome, Err(Errno::IO));
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "by the paused clock"
+    );
+}
+
+#[test]
+fn two_generations_may_wait_and_writes_go_on() {
+    let place = Place::new();
+    let inode = file(&place, "file");
+    for value in 1..=3 {
+        place
+            .run(|tree| tree.write(inode, 0, &[value; 10], false))
+            .unwrap();
+        if value < 3 {
+            assert!(place.freeze());
+        }
+    }
+    assert_eq!(place.tree().freeze(), Err(FreezeError::Unsealed));
+    assert_eq!(place.tree().stats().closed, 2);
+    place.seal();
+    assert!(place.freeze());
+    place.seal();
+    place.seal();
+    assert!(!place.freeze(), "nothing has changed");
+    assert_eq!(place.tree().stats().dirty_bytes, 0);
+    assert_eq!(
+        place.run(|tree| tree.read_data(inode, 0, 99)),
+        Ok(vec![3; 10])
+    );
+}
+
+#[test]
+fn a_reader_keeps_an_arena_that_was_sealed_away() {
+    let place = Place::new();
+    let inode = file(&place, "file");
+    place
+        .run(|tree| tree.write(inode, 0, &[7; 1000], false))
+        .unwrap();
+    assert!(place.freeze());
+    let closed = place.tree().closed_oldest().unwrap();
+    place.seal();
+    let mut bytes = [0; 10];
+    closed.arena.read_at(&mut bytes, 500).unwrap();
+    assert_eq!(bytes, [7; 10]);
+    drop(closed);
+    let left = std::fs::read_dir(place.dir()).unwrap();
+    let arenas = left.filter(|e| {
+        e.as_ref()
+            .unwrap()
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(b"arena")
+    });
+    assert_eq!(arenas.count(), 1, "only the top's is left");
+}
+
+#[test]
+fn owners_are_mapped_both_ways_and_others_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new();
+    let mapped = |uid, gid| {
+        let mut config = config();
+        config.owner = OwnerMapping::Map { uid, gid };
+        config
+    };
+    let handle = place.runtime.handle();
+    let tree = Tree::create(folder.path(), mapped(1000, 1001), place.source(), handle).unwrap();
+    let make = |tree: &Tree, name: &str, uid, gid| {
+        let new = NewInode {
+            kind: FileKind::File,
+            mode: 0o600,
+            uid,
+            gid,
+            rdev: 0,
+        };
+        tree.make(Inode::ROOT, name.as_bytes(), new).unwrap().inode
+    };
+    let own = make(&tree, "own", 1000, 1001);
+    let other = make(&tree, "other", 3, 4);
+    drop(tree);
+    // Somebody else mounts it.
+    let tree = Tree::recover(folder.path(), mapped(2000, 2001), place.source(), handle).unwrap();
+    let owner = |inode| {
+        let attributes = tree.attributes(inode).unwrap().attributes;
+        (attributes.uid, attributes.gid)
+    };
+    assert_eq!(owner(own), (2000, 2001));
+    assert_eq!(owner(other), (3, 4));
+    assert_eq!(owner(make(&tree, "new", 2000, 4)), (2000, 4));
+}
+
+#[test]
+fn inodes_are_never_used_twice() {
+    let mut place = Place::new();
+    let first = file(&place, "first");
+    place
+        .run(|tree| tree.unlink(Inode::ROOT, b"first"))
+        .unwrap();
+    assert!(place.freeze());
+    place.seal();
+    place.crash();
+    let second = file(&place, "second");
+    assert!(second > first);
+    // The root itself says so to a checkout that starts from it.
+    assert!(place.freeze());
+    place.seal();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.root = place.tree().root();
+    let handle = place.runtime.handle();
+    place.tree = Some(Tree::create(folder.path(), config, place.source(), handle).unwrap());
+    assert_eq!(file(&place, "third"), Inode(second.0 + 1));
+}

@@ -1,0 +1,142 @@
+//! Extended attributes.
+//!
+//! Values up to 2 KiB are taken; larger ones, which an import may have brought as blocks, can be
+//! read and removed. POSIX ACLs are refused, because nothing here would enforce them.
+
+use img_index::{Inode, Key, KeyParts, KeyRange, Value, Xattr};
+use img_types::limits::{ENTRY_NAME_LEN_MAX, INLINE_LEN_MAX};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::names::METADATA_GRANT;
+use super::source::Wanted;
+use super::view::Failure;
+
+/// How a value is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetXattr {
+    /// Whether or not it is there.
+    Any,
+    /// Only if it is not there.
+    Create,
+    /// Only if it is there.
+    Replace,
+}
+
+impl Tree {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// Something is absent, or there is no such attribute (ENODATA).
+    pub fn xattr(&self, inode: Inode, name: &[u8]) -> Result<Vec<u8>, Failure> {
+        supported(name)?;
+        let value = self.read(|view| view.value(&Key::xattr(inode, name)))?;
+        match value {
+            Some(Value::Xattr(Xattr::Inline(value))) => Ok(value),
+            Some(Value::Xattr(Xattr::Block(reference))) => match self.source.block(&reference) {
+                Some(value) => Ok(value.to_vec()),
+                None => Err(Failure::Absent(Wanted {
+                    nodes: Vec::new(),
+                    blocks: vec![reference],
+                })),
+            },
+            _ => Err(Errno::NODATA.into()),
+        }
+    }
+
+    /// Lists the names, each with a NUL behind it.
+    ///
+    /// # Errors
+    /// Something is absent.
+    pub fn xattr_names(&self, inode: Inode) -> Result<Vec<u8>, Failure> {
+        let found = self.read(|view| view.range(&KeyRange::xattrs(inode), XATTRS_MAX))?;
+        let mut names = Vec::new();
+        for (key, _) in &found {
+            if let KeyParts::Xattr { name, .. } = key.parts() {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// Something is absent, the mode forbids it, the value is too long or there is no room
+    /// (ENOSPC), or the name is one that is not supported.
+    pub fn set_xattr(
+        &self,
+        inode: Inode,
+        name: &[u8],
+        value: &[u8],
+        mode: SetXattr,
+    ) -> Result<(), Failure> {
+        supported(name)?;
+        if value.len() > INLINE_LEN_MAX {
+            return Err(Errno::NOSPC.into());
+        }
+        self.change(|transaction| {
+            transaction.state.grant(METADATA_GRANT)?;
+            let mut attributes = transaction.attributes(inode)?;
+            let key = Key::xattr(inode, name);
+            match (mode, transaction.view().value(&key)?) {
+                (SetXattr::Create, Some(_)) => return Err(Errno::EXIST.into()),
+                (SetXattr::Replace, None) => return Err(Errno::NODATA.into()),
+                (_, None) => {
+                    let range = KeyRange::xattrs(inode);
+                    if transaction.view().range(&range, XATTRS_MAX)?.len() >= XATTRS_MAX {
+                        return Err(Errno::NOSPC.into());
+                    }
+                }
+                _ => {}
+            }
+            transaction.put(key, Value::Xattr(Xattr::Inline(value.to_vec())));
+            attributes.ctime = transaction.now;
+            transaction.set_attributes(inode, attributes);
+            if name == CAPABILITY
+                && let Some(open) = transaction.state.open.get_mut(&inode)
+            {
+                open.capability = true;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// Something is absent, or there is no such attribute (ENODATA).
+    pub fn remove_xattr(&self, inode: Inode, name: &[u8]) -> Result<(), Failure> {
+        supported(name)?;
+        self.change(|transaction| {
+            let mut attributes = transaction.attributes(inode)?;
+            let key = Key::xattr(inode, name);
+            if transaction.view().value(&key)?.is_none() {
+                return Err(Errno::NODATA.into());
+            }
+            transaction.delete(key);
+            attributes.ctime = transaction.now;
+            transaction.set_attributes(inode, attributes);
+            Ok(())
+        })
+    }
+}
+
+/// The kernel checks who may use `security.` and `trusted.`; of `system.` it would have to be told
+/// what the ACLs say.
+fn supported(name: &[u8]) -> Result<(), Errno> {
+    let prefixes: [&[u8]; 3] = [b"user.", b"security.", b"trusted."];
+    if !prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(Errno::OPNOTSUPP);
+    }
+    if name.len() > ENTRY_NAME_LEN_MAX {
+        return Err(Errno::RANGE);
+    }
+    Ok(())
+}
+
+/// File capabilities; a write to the file removes them.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+/// Attributes of one inode: their names stay below the 64 KiB that the kernel can list.
+const XATTRS_MAX: usize = 250;

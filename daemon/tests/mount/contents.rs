@@ -1,0 +1,195 @@
+//! Contents: holes, maps, appends, sizes.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::support::Place;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn holes_are_kept_found_and_punched() {
+    let place = Place::new();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(place.path("sparse"))
+        .unwrap();
+    file.write_all_at(b"data", 10 * MIB).unwrap();
+    file.set_len(100 * MIB).unwrap();
+    assert_eq!(file.metadata().unwrap().blocks(), 1);
+    let seek = |to| rustix::fs::seek(&file, to);
+    assert_eq!(seek(SeekFrom::Data(0)), Ok(10 * MIB));
+    assert_eq!(seek(SeekFrom::Hole(10 * MIB)), Ok(10 * MIB + 4));
+    assert_eq!(seek(SeekFrom::Data(11 * MIB)), Err(Errno::NXIO));
+    assert_eq!(seek(SeekFrom::Hole(11 * MIB)), Ok(11 * MIB));
+    assert_eq!(seek(SeekFrom::Hole(100 * MIB)), Err(Errno::NXIO));
+
+    file.write_all_at(&[9; 1 << 20], 0).unwrap();
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, punch, 1000, 5000).unwrap();
+    let mut bytes = vec![1; 1 << 20];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..1000].iter().all(|&b| b == 9));
+    assert!(bytes[1000..6000].iter().all(|&b| b == 0));
+    assert!(bytes[6000..].iter().all(|&b| b == 9));
+    assert_eq!(seek(SeekFrom::Hole(0)), Ok(1000));
+
+    rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE, 99 * MIB, 2 * MIB).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 101 * MIB);
+    rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 101 * MIB, MIB).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 101 * MIB);
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 101 * MIB, MIB).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 102 * MIB);
+    assert_eq!(
+        rustix::fs::fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, MIB),
+        Err(Errno::OPNOTSUPP)
+    );
+}
+
+#[test]
+fn a_file_that_shrank_reads_zeros_when_it_grows() {
+    let place = Place::new();
+    let path = place.path("file");
+    fs::write(&path, [7; 10_000]).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(5).unwrap();
+    file.set_len(10_000).unwrap();
+    let mut expected = vec![0; 10_000];
+    expected[..5].fill(7);
+    assert_eq!(fs::read(&path).unwrap(), expected);
+    // Opening with O_TRUNC does the same at once.
+    fs::write(&path, "x").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"x");
+}
+
+#[test]
+fn sparse_copies_by_ordinary_programs() {
+    let place = Place::new();
+    place.shell(
+        "truncate -s 20M source
+         printf start | dd of=source conv=notrunc status=none
+         printf end | dd of=source bs=1 seek=20000000 conv=notrunc status=none
+         dd if=source of=copy bs=64K conv=sparse status=none
+         cmp source copy
+         cp --sparse=always source again; cmp source again
+         test $(stat -c %b copy) -lt 1000
+         fallocate -p -o 0 -l 1M copy
+         test $(head -c 5 copy | tr -d '\\0' | wc -c) = 0
+         fallocate -d again; cmp source again",
+    );
+}
+
+#[test]
+fn maps_private_and_shared() {
+    let place = Place::new();
+    let path = place.path("mapped");
+    fs::write(&path, vec![1; 8192]).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+
+    let mut private = Map::new(&file, 8192, libc::MAP_PRIVATE);
+    private.bytes()[0] = 9;
+    assert_eq!(
+        fs::read(&path).unwrap()[0],
+        1,
+        "a private map changes nothing"
+    );
+
+    let mut shared = Map::new(&file, 8192, libc::MAP_SHARED);
+    shared.bytes()[4096] = 5;
+    // What a checkpoint does before its cut: the page reaches the tree without msync or close.
+    let mounted = place.mounted.as_ref().unwrap();
+    mounted.flush_maps();
+    let inode = img_index::Inode(file.metadata().unwrap().ino());
+    let in_tree = mounted.tree().read_data(inode, 4096, 1).unwrap();
+    assert_eq!(in_tree, [5]);
+
+    shared.bytes()[4097] = 6;
+    drop(shared);
+    drop(private);
+    drop(file);
+    assert_eq!(fs::read(&path).unwrap()[4096..4098], [5, 6]);
+}
+
+#[test]
+fn appends_of_two_processes_do_not_overwrite_each_other() {
+    let place = Place::new();
+    place.shell(
+        "writer() { for i in $(seq 300); do echo \"$1 $i\"; done >> log; }
+         many() { for i in $(seq 300); do echo \"$1 $i\" >> log; done; }
+         writer a & writer b & many c & many d & wait
+         test $(wc -l < log) = 1200
+         test $(sort -u log | wc -l) = 1200",
+    );
+    let mut one = OpenOptions::new()
+        .append(true)
+        .open(place.path("log"))
+        .unwrap();
+    let mut two = OpenOptions::new()
+        .append(true)
+        .open(place.path("log"))
+        .unwrap();
+    let before = one.metadata().unwrap().len();
+    one.write_all(b"one\n").unwrap();
+    two.write_all(b"two\n").unwrap();
+    let bytes = fs::read(place.path("log")).unwrap();
+    assert_eq!(&bytes[before as usize..], b"one\ntwo\n");
+}
+
+#[test]
+fn statfs_shows_less_room_than_the_disk_below() {
+    let place = Place::new();
+    let inside = rustix::fs::statvfs(place.root()).unwrap();
+    let below = rustix::fs::statvfs(place.state()).unwrap();
+    assert_eq!(inside.f_namemax, 255);
+    assert!(inside.f_bavail > 0);
+    assert!(inside.f_bavail * inside.f_frsize < below.f_bavail * below.f_frsize);
+}
+
+/// A memory map of a file, for as long as a test looks at it.
+struct Map {
+    address: *mut libc::c_void,
+    len: usize,
+}
+
+#[expect(unsafe_code, reason = "maps are what is tested")]
+impl Map {
+    fn new(file: &fs::File, len: usize, flags: i32) -> Self {
+        use std::os::fd::AsRawFd;
+        // SAFETY: a new map at an address that the kernel chooses touches no other memory.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(address, libc::MAP_FAILED);
+        Self { address, len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the map is live and `len` bytes long, and only this borrow reaches it.
+        unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.len) }
+    }
+}
+
+#[expect(unsafe_code, reason = "maps are what is tested")]
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the map was made with this address and length, and nothing borrows it any more.
+        unsafe { libc::munmap(self.address, self.len) };
+    }
+}
