@@ -1,3 +1,304 @@
-//! Entry point.
+//! The command `imghome`: makes, runs and looks after a home.
 
-fn main() {}
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use img_records::FoundingInvite;
+use imghome::{Address, Folder, InitError, OpenError, Places, Running, StartError};
+use qrcode::render::unicode::Dense1x2;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Makes and runs a home: the server that keeps images, their history and their leases.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a home in a new folder and print the invite for the device that founds it.
+    Init {
+        #[command(flatten)]
+        place: Place,
+        /// What the home is called.
+        #[arg(long, default_value = "home")]
+        name: String,
+        /// Where devices reach it, HOST:PORT [default: this machine's address, port 4460].
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Run a home until it is told to stop.
+    Serve {
+        #[command(flatten)]
+        place: Place,
+        /// Where to listen, UDP.
+        #[arg(long, default_value = "[::]:4460")]
+        listen: SocketAddr,
+        /// Where packs of objects are kept [default: DIR/packs].
+        #[arg(long, value_name = "DIR")]
+        objects: Option<PathBuf>,
+    },
+    /// Print a new founding invite, while nobody has joined.
+    Invite {
+        #[command(flatten)]
+        place: Place,
+        /// Where devices reach the home, HOST:PORT [default: as at init].
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Show what a home holds; it may be running.
+    Usage {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Verify everything a home holds; it must not be running.
+    Check {
+        #[command(flatten)]
+        place: Place,
+        /// Where packs of objects are kept [default: DIR/packs].
+        #[arg(long, value_name = "DIR")]
+        objects: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The home's folder.
+    dir: PathBuf,
+    /// The database, sqlite:PATH [default: DIR/home.sqlite].
+    #[arg(long, value_name = "ADDRESS")]
+    db: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Place {
+    fn database(&self) -> Result<Option<Address>, OpenError> {
+        self.db.as_deref().map(Address::parse).transpose()
+    }
+
+    fn places(&self, objects: Option<PathBuf>) -> anyhow::Result<Places> {
+        let folder = Folder::open(&self.dir)?;
+        let database = self.database()?;
+        Ok(Places {
+            database: database.unwrap_or_else(|| Address::file(&folder.database())),
+            objects: objects.unwrap_or_else(|| folder.packs()),
+            folder,
+        })
+    }
+}
+
+/// Exit codes are the same in all programs of the project.
+const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+const NOT_VERIFIED: u8 = 7;
+const NOT_ALLOWED: u8 = 8;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("IMGCTL_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,quinn=warn")),
+        )
+        .init();
+    let json = cli.command.json();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error, json);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+impl Command {
+    fn json(&self) -> bool {
+        let (Self::Init { place, .. }
+        | Self::Serve { place, .. }
+        | Self::Invite { place, .. }
+        | Self::Usage { place }
+        | Self::Check { place, .. }) = self;
+        place.json
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no async runtime")?;
+    runtime.block_on(async {
+        match command {
+            Command::Init {
+                place,
+                name,
+                address,
+            } => {
+                let address = address.unwrap_or_else(imghome::default_address);
+                let made = imghome::init(&place.dir, place.database()?, &name, &address);
+                show_invite(&place, &made.await?)
+            }
+            Command::Invite { place, address } => {
+                let made = imghome::invite(&place.dir, place.database()?, address.as_deref());
+                show_invite(&place, &made.await?)
+            }
+            Command::Serve {
+                place,
+                listen,
+                objects,
+            } => serve(&place, objects, listen).await,
+            Command::Usage { place } => usage(&place).await,
+            Command::Check { place, objects } => check(&place, objects).await,
+        }
+    })
+}
+
+async fn serve(
+    place: &Place,
+    objects: Option<PathBuf>,
+    listen: SocketAddr,
+) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate()).context("no signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no signals")?;
+    let running = Running::start(&place.places(objects)?, listen).await?;
+    let address = running.address();
+    if place.json {
+        print(&json!({ "address": address }).to_string())?;
+    } else {
+        print(&format!(
+            "Serving {} on {address} (UDP).",
+            place.dir.display()
+        ))?;
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    running.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn usage(place: &Place) -> anyhow::Result<ExitCode> {
+    let usage = imghome::usage(&place.places(None)?).await?;
+    if place.json {
+        print(
+            &json!({
+                "images": usage.images,
+                "objects": usage.objects,
+                "object_bytes": usage.object_bytes,
+                "packs": usage.packs,
+                "free_bytes": usage.free_bytes,
+            })
+            .to_string(),
+        )?;
+    } else {
+        print(&format!(
+            "{} images, {} objects with {} bytes, {} packs; {} bytes are free for more",
+            usage.images, usage.objects, usage.object_bytes, usage.packs, usage.free_bytes
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(place: &Place, objects: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let findings = imghome::check(&place.places(objects)?).await?;
+    if place.json {
+        print(
+            &json!({
+                "objects": findings.objects,
+                "object_bytes": findings.object_bytes,
+                "commits": findings.commits,
+                "log_entries": findings.log_entries,
+                "problems": findings.problems,
+            })
+            .to_string(),
+        )?;
+    } else {
+        for problem in &findings.problems {
+            print(problem)?;
+        }
+        print(&format!(
+            "{} objects with {} bytes, {} commits and {} log entries are sound; {} problems",
+            findings.objects,
+            findings.object_bytes,
+            findings.commits,
+            findings.log_entries,
+            findings.problems.len()
+        ))?;
+    }
+    if findings.problems.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Ok(ExitCode::from(NOT_VERIFIED))
+    }
+}
+
+fn show_invite(place: &Place, invite: &FoundingInvite) -> anyhow::Result<ExitCode> {
+    if place.json {
+        let line = json!({
+            "invite": invite.to_string(),
+            "address": invite.address,
+        });
+        print(&line.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&invite.to_string())?;
+    if std::io::stdout().is_terminal() {
+        let code = qrcode::QrCode::new(invite.to_string()).context("no QR code")?;
+        print(&code.render::<Dense1x2>().build())?;
+        print(&format!(
+            "Found the home from the first device with: imgctl join INVITE\n\
+             The invite names {}; run the home with: imghome serve {}",
+            invite.address,
+            place.dir.display()
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
+fn report(error: &anyhow::Error, json: bool) {
+    let message = format!("{error:#}");
+    if json {
+        let line = json!({ "error": "failed", "message": message, "hint": null });
+        // Nobody reads what cannot be written.
+        let _ = print(&line.to_string());
+    } else {
+        let _ = writeln!(std::io::stderr(), "imghome: {message}");
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(InitError::Founded) => return NOT_ALLOWED,
+        Some(InitError::Address(_) | InitError::Folder(_)) => return WRONG_USAGE,
+        _ => {}
+    }
+    let opened = match error.downcast_ref() {
+        Some(StartError::Database(error)) => Some(error),
+        Some(StartError::Folder(_)) => return WRONG_USAGE,
+        _ => error.downcast_ref(),
+    };
+    match opened {
+        Some(OpenError::Damaged(_) | OpenError::Roster(_)) => NOT_VERIFIED,
+        Some(OpenError::UnknownAddress(_)) => WRONG_USAGE,
+        _ => FAILED,
+    }
+}

@@ -1,0 +1,148 @@
+//! Acquire, Renew, Release, and what a repeated grant is told.
+
+use img_lease::grantor::{self, Acquire};
+use img_lease::{Grant, Terms};
+use img_proto::{Answer, Call};
+use img_types::{CheckoutId, ImageId, ObjectId, Token};
+
+use super::transaction::{Context, refused};
+use crate::db::{Stop, history, images};
+
+/// Grants the lease of a free or lapsed image.
+pub(super) async fn acquire(
+    context: &mut Context<'_>,
+    image: ImageId,
+    want: &Acquire,
+) -> Result<Answer, Stop> {
+    let image = context.live_image(image).await?;
+    let grant = grantor::acquire(&image.state, &context.caller, want).map_err(refused)?;
+    granted(context, &grant, image.trace).await
+}
+
+/// Gives a lease a new deadline.
+pub(super) async fn renew(
+    context: &mut Context<'_>,
+    image: ImageId,
+    checkout: CheckoutId,
+    token: Token,
+    terms: Option<Terms>,
+) -> Result<Answer, Stop> {
+    let image = context.live_image(image).await?;
+    let grant = grantor::renew(&image.state, &context.caller, checkout, token, terms);
+    let grant = grant.map_err(refused)?;
+    context.apply(&grant.effect).await?;
+    Ok(Answer::Renewed {
+        ttl_ms: grant.ttl_ms,
+    })
+}
+
+/// Takes a lease back; a token that is not current has nothing to give back, which is fine.
+pub(super) async fn release(
+    context: &mut Context<'_>,
+    image: ImageId,
+    checkout: CheckoutId,
+    token: Token,
+) -> Result<Answer, Stop> {
+    let Some(image) = images::load(context.tx.sql(), context.moment, image).await? else {
+        return Ok(Answer::Done);
+    };
+    let effect = grantor::release(&image.state, &context.caller, checkout, token);
+    if let Some(effect) = effect.map_err(refused)? {
+        context.apply(&effect).await?;
+    }
+    Ok(Answer::Done)
+}
+
+/// Writes a grant and answers with it and the head of the same transaction.
+pub(super) async fn granted(
+    context: &mut Context<'_>,
+    grant: &Grant,
+    trace: Option<ObjectId>,
+) -> Result<Answer, Stop> {
+    context.apply(&grant.effect).await?;
+    let head = match grant.effect.image.head_commit() {
+        Some(commit) => history::find(context.tx.sql(), commit).await?,
+        None => None,
+    };
+    Ok(Answer::Granted {
+        token: grant.token,
+        ttl_ms: grant.ttl_ms,
+        head: head.map(|row| row.record.into()),
+        current: true,
+        trace,
+    })
+}
+
+/// The answer to a repeated call: as before, but a grant is told as it stands now.
+pub(super) async fn standing_of(
+    context: &mut Context<'_>,
+    call: &Call,
+    earlier: Answer,
+) -> Result<Answer, Stop> {
+    let Answer::Granted {
+        token,
+        ttl_ms,
+        head,
+        trace,
+        ..
+    } = earlier
+    else {
+        return Ok(earlier);
+    };
+    let Some((image, checkout)) = granted_to(context, call)? else {
+        return Ok(Answer::Granted {
+            token,
+            ttl_ms,
+            head,
+            current: false,
+            trace,
+        });
+    };
+    let image = images::load(context.tx.sql(), context.moment, image).await?;
+    let stands = image
+        .as_ref()
+        .filter(|image| grantor::grant_stands(&image.state, &context.caller, checkout, token));
+    let Some(image) = stands else {
+        return Ok(Answer::Granted {
+            token,
+            ttl_ms: 0,
+            head,
+            current: false,
+            trace,
+        });
+    };
+    let newest = match image.state.head_commit() {
+        Some(commit) => history::find(context.tx.sql(), commit).await?,
+        None => None,
+    };
+    Ok(Answer::Granted {
+        token,
+        ttl_ms: image.state.lease.map_or(0, |lease| lease.remaining_ms),
+        head: newest.map(|row| row.record.into()),
+        current: true,
+        trace: image.trace,
+    })
+}
+
+/// Which image a granting call concerned, and which checkout.
+fn granted_to(context: &Context<'_>, call: &Call) -> Result<Option<(ImageId, CheckoutId)>, Stop> {
+    match call {
+        Call::Acquire {
+            image, checkout, ..
+        }
+        | Call::Steal {
+            image, checkout, ..
+        } => Ok(Some((*image, *checkout))),
+        Call::CreateImage {
+            descriptor,
+            checkout,
+            ..
+        } => {
+            let roster = context.tx.roster()?;
+            let device = context.caller.device;
+            let record = crate::proposal::received_descriptor(descriptor, roster, device)?.record;
+            Ok(Some((record.image, *checkout)))
+        }
+        _ => Ok(None),
+    }
+}

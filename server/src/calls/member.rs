@@ -1,0 +1,66 @@
+//! The calls of members that are answered with one reply.
+
+use std::sync::Arc;
+
+use img_proto::call::AdminCommand;
+use img_proto::{Answer, Call, Refusal};
+use img_records::Role;
+use img_types::{RequestId, UploadId};
+
+use super::{Daemon, enrol, read, transaction, wait};
+use crate::db::{Stop, uploads};
+use crate::home::Home;
+
+/// Answers one call of a daemon that has said Hello.
+pub(super) async fn answer(
+    home: &Arc<Home>,
+    daemon: Daemon,
+    id: Option<RequestId>,
+    call: Call,
+) -> Result<Answer, Stop> {
+    if call.mutates() {
+        let id = id.ok_or_else(|| Refusal::Malformed("a request id is missing".to_owned()))?;
+        return transaction::mutate(home, daemon, id, call).await;
+    }
+    match call {
+        Call::Roster { from } => enrol::roster(home, from).await,
+        Call::PendingJoins => wait::pending_joins(home, daemon.device).await,
+        Call::Watch { after } => wait::watch(home, after).await,
+        Call::Images => read::images(home).await,
+        Call::Leases { device } => read::leases(home, device).await,
+        Call::Log {
+            image,
+            before,
+            limit,
+        } => read::log(home, image, before, limit).await,
+        Call::Prove { commit, seed } => read::prove(home, commit, &seed).await,
+        Call::OpenUpload { checkout } => {
+            let fresh = UploadId::from_bytes(
+                crate::random().map_err(|error| Stop::Broken(error.to_string()))?,
+            );
+            let open = home.db.writer().call(move |tx| {
+                Box::pin(async move { uploads::open(tx, daemon.device, checkout, fresh).await })
+            });
+            let upload = open.await?;
+            Ok(Answer::Upload { upload })
+        }
+        Call::Missing { upload, ids } => read::missing(home, daemon.device, upload, &ids).await,
+        Call::CloseUpload { upload } => {
+            let close = home.db.writer().call(move |tx| {
+                Box::pin(async move { uploads::close(tx, upload, daemon.device).await })
+            });
+            close.await.map(|()| Answer::Done)
+        }
+        Call::Admin {
+            command: AdminCommand::Usage,
+        } => {
+            let roster = home.roster()?;
+            let member = roster.member(&daemon.device).ok_or(Refusal::NotMember)?;
+            if member.member.role != Role::Admin {
+                return Err(Refusal::NotAdmin.into());
+            }
+            read::usage(home).await
+        }
+        _ => Err(Refusal::Malformed("this call needs a stream of its own".to_owned()).into()),
+    }
+}

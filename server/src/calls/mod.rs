@@ -1,0 +1,154 @@
+//! What each call does: one module per concern, behind one door for members and one for strangers.
+//!
+//! Mutating calls run inside the writer's transaction with their request id's outcome; the lease
+//! rules themselves are `img-lease`'s. Reads take their standing before they look, so that what a
+//! device hears is never older than the position it is told.
+
+mod commit;
+mod enrol;
+mod hello;
+mod image;
+mod lease;
+mod member;
+mod pins;
+mod read;
+mod steal;
+mod transaction;
+mod transfer;
+mod wait;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use img_proto::{Answer, Call, Refusal, Reply, Request};
+use img_types::{DeviceId, Instance};
+
+use crate::db::Stop;
+use crate::home::Home;
+
+pub(crate) use enrol::founding_hash;
+pub(crate) use read::{Figures, figures};
+pub(crate) use transaction::tidy;
+pub(crate) use transfer::serve;
+
+/// One connection: whose key it was made with, and which daemon said Hello on it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    tls: [u8; 32],
+    exporter: [u8; 32],
+    daemon: Mutex<Option<Daemon>>,
+    recovering: Mutex<bool>,
+}
+
+/// A member's daemon that has said Hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Daemon {
+    pub(crate) device: DeviceId,
+    pub(crate) instance: Instance,
+}
+
+impl Session {
+    pub(crate) fn new(tls: [u8; 32], exporter: [u8; 32]) -> Self {
+        Self {
+            tls,
+            exporter,
+            daemon: Mutex::new(None),
+            recovering: Mutex::new(false),
+        }
+    }
+
+    /// The member behind this connection, as of now.
+    pub(crate) fn device(&self, home: &Home) -> Result<DeviceId, Refusal> {
+        let roster = home.roster()?;
+        let device = roster.by_tls(&self.tls).ok_or(Refusal::NotMember)?;
+        match roster.member(&device) {
+            Some(member) if member.active() => Ok(device),
+            _ => Err(Refusal::NotMember),
+        }
+    }
+
+    /// The daemon that said Hello, if its device is still a member.
+    fn daemon(&self, home: &Home) -> Result<Daemon, Refusal> {
+        let device = self.device(home)?;
+        let daemon = *self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        daemon
+            .filter(|daemon| daemon.device == device)
+            .ok_or(Refusal::HelloFirst)
+    }
+
+    fn set_daemon(&self, daemon: Daemon) {
+        *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(daemon);
+    }
+
+    /// Whether the peer has proved that it holds the recovery key.
+    pub(crate) fn recovering(&self) -> bool {
+        *self
+            .recovering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_recovering(&self) {
+        *self
+            .recovering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
+/// Answers a call that needs one reply and no objects.
+pub(crate) async fn answer(home: &Arc<Home>, session: &Session, request: Request) -> Reply {
+    let before = home.standing();
+    let mutates = request.call.mutates();
+    let result = decide(home, session, request).await;
+    // A mutating call is answered with a standing that has its effect; a read with one that its
+    // rows are at least as new as.
+    let at = if mutates { home.standing() } else { before };
+    reply(home, session, at, result)
+}
+
+/// Makes the reply for a result; strangers are not told where the home stands.
+pub(crate) fn reply(
+    home: &Home,
+    session: &Session,
+    at: img_proto::Standing,
+    result: Result<Answer, Stop>,
+) -> Reply {
+    let member = session.device(home).is_ok();
+    Reply {
+        at: member.then_some(at),
+        result: result.map_err(refusal),
+    }
+}
+
+/// What a device is told of a failure; only the log has the reason.
+pub(crate) fn refusal(stop: Stop) -> Refusal {
+    match stop {
+        Stop::Refused(refusal) => refusal,
+        Stop::Closing => Refusal::Busy,
+        Stop::Database(error) => {
+            tracing::error!(%error, "a call failed in the database");
+            Refusal::Internal("database".to_owned())
+        }
+        Stop::Broken(error) => {
+            tracing::error!(%error, "a call failed");
+            Refusal::Internal("storage".to_owned())
+        }
+    }
+}
+
+async fn decide(home: &Arc<Home>, session: &Session, request: Request) -> Result<Answer, Stop> {
+    match request.call {
+        Call::Hello { nonce, seen } => hello::hello(home, session, nonce, seen).await,
+        Call::Found { secret, genesis } => enrol::found(home, session, secret, &genesis).await,
+        Call::JoinRequest { invite, request } => wait::join(home, invite, Some(request)).await,
+        Call::JoinPoll { invite } => wait::join(home, invite, None).await,
+        Call::RecoverRoster { proof } => enrol::recover_roster(home, session, &proof).await,
+        Call::RecoverAppend { proof, entry } => {
+            enrol::recover_append(home, session, &proof, entry).await
+        }
+        call => {
+            let daemon = session.daemon(home)?;
+            member::answer(home, daemon, request.id, call).await
+        }
+    }
+}

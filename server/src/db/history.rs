@@ -1,0 +1,197 @@
+//! Commits, pins and the log as rows.
+
+use img_lease::Pin;
+use img_lease::grantor::History;
+use img_proto::Standing;
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LogPosition, LogRoot, Seq};
+use sqlx::SqliteConnection;
+
+use super::{Columns as _, Stop, Tx, big};
+use crate::clock::RunningMillis;
+use crate::proposal::Proposed;
+
+/// A commit as it was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CommitRow {
+    pub(crate) image: ImageId,
+    pub(crate) seq: Seq,
+    pub(crate) record: Vec<u8>,
+    pub(crate) receipt: Vec<u8>,
+}
+
+/// Finds a commit.
+pub(crate) async fn find(
+    connection: &mut SqliteConnection,
+    commit: CommitId,
+) -> sqlx::Result<Option<CommitRow>> {
+    let row = sqlx::query("SELECT image, seq, record, receipt FROM commits WHERE id = $1")
+        .bind(&commit.as_bytes()[..])
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(commit_row).transpose()
+}
+
+/// What the histories here say about a proposed commit.
+pub(crate) async fn known(
+    connection: &mut SqliteConnection,
+    proposed: &Proposed,
+) -> sqlx::Result<History> {
+    let has_commit = find(&mut *connection, proposed.proposal.commit)
+        .await?
+        .is_some();
+    let has_parent = match proposed.proposal.parent {
+        None => true,
+        Some(parent) => find(connection, parent)
+            .await?
+            .is_some_and(|parent| parent.image == proposed.proposal.image),
+    };
+    Ok(History {
+        has_commit,
+        has_parent,
+    })
+}
+
+/// Keeps a commit with its receipt.
+pub(crate) async fn insert(tx: &mut Tx, proposed: &Proposed, receipt: &[u8]) -> Result<(), Stop> {
+    sqlx::query(
+        "INSERT INTO commits (id, image, seq, record, receipt) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(&proposed.proposal.commit.as_bytes()[..])
+    .bind(&proposed.proposal.image.as_bytes()[..])
+    .bind(big(proposed.proposal.seq.0))
+    .bind(&proposed.bytes)
+    .bind(receipt)
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// An image's commits below `before`, newest first.
+pub(crate) async fn list(
+    connection: &mut SqliteConnection,
+    image: ImageId,
+    before: Option<Seq>,
+    limit: u32,
+) -> sqlx::Result<Vec<CommitRow>> {
+    let before = before.map_or(i64::MAX, |seq| big(seq.0));
+    let rows = sqlx::query(
+        "SELECT image, seq, record, receipt FROM commits WHERE image = $1 AND seq < $2 \
+         ORDER BY seq DESC LIMIT $3",
+    )
+    .bind(&image.as_bytes()[..])
+    .bind(before)
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(commit_row).collect()
+}
+
+/// The home's standing at a position of its log, if it gets that far.
+pub(crate) async fn standing_at(
+    connection: &mut SqliteConnection,
+    newest: Standing,
+    position: LogPosition,
+) -> sqlx::Result<Option<Standing>> {
+    if position == LogPosition(0) {
+        return Ok(Some(Standing {
+            position,
+            root: img_records::LogEntry::EMPTY_ROOT,
+            ..newest
+        }));
+    }
+    let row = sqlx::query("SELECT root FROM log WHERE position = $1")
+        .bind(big(position.0))
+        .fetch_optional(connection)
+        .await?;
+    let read = |row: sqlx::sqlite::SqliteRow| {
+        Ok(Standing {
+            position,
+            root: row.id(0, LogRoot::from_bytes)?,
+            ..newest
+        })
+    };
+    row.map(read).transpose()
+}
+
+/// Images that entries after a position concern, each once; the zero id stands for none.
+pub(crate) async fn images_after(
+    connection: &mut SqliteConnection,
+    after: LogPosition,
+) -> sqlx::Result<Vec<ImageId>> {
+    let rows = sqlx::query("SELECT DISTINCT image FROM log WHERE position > $1 ORDER BY image")
+        .bind(big(after.0))
+        .fetch_all(connection)
+        .await?;
+    let ids = rows.iter().map(|row| row.id(0, ImageId::from_bytes));
+    ids.collect()
+}
+
+/// Finds a pin.
+pub(crate) async fn find_pin(
+    tx: &mut Tx,
+    commit: CommitId,
+    checkout: CheckoutId,
+) -> Result<Option<Pin>, Stop> {
+    let now = tx.now();
+    let row = sqlx::query("SELECT device, until_ms FROM pins WHERE id = $1 AND checkout = $2")
+        .bind(&commit.as_bytes()[..])
+        .bind(&checkout.as_bytes()[..])
+        .fetch_optional(tx.sql())
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Pin {
+        commit,
+        checkout,
+        device: row.id(0, DeviceId::from_bytes)?,
+        remaining_ms: RunningMillis(row.number(1)?).since(now),
+    }))
+}
+
+/// Writes a pin anew.
+pub(crate) async fn set_pin(tx: &mut Tx, pin: &Pin) -> Result<(), Stop> {
+    let until = tx.now().plus(pin.remaining_ms);
+    sqlx::query(
+        "INSERT INTO pins (id, checkout, device, until_ms) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (id, checkout) DO UPDATE SET until_ms = excluded.until_ms",
+    )
+    .bind(&pin.commit.as_bytes()[..])
+    .bind(&pin.checkout.as_bytes()[..])
+    .bind(&pin.device.as_bytes()[..])
+    .bind(big(until.0))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// Ends a pin.
+pub(crate) async fn remove_pin(
+    tx: &mut Tx,
+    commit: CommitId,
+    checkout: CheckoutId,
+) -> Result<(), Stop> {
+    sqlx::query("DELETE FROM pins WHERE id = $1 AND checkout = $2")
+        .bind(&commit.as_bytes()[..])
+        .bind(&checkout.as_bytes()[..])
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Ends the pins that have run out.
+pub(crate) async fn expire_pins(tx: &mut Tx) -> Result<(), Stop> {
+    let now = big(tx.now().0);
+    sqlx::query("DELETE FROM pins WHERE until_ms <= $1")
+        .bind(now)
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+fn commit_row(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<CommitRow> {
+    Ok(CommitRow {
+        image: row.id(0, ImageId::from_bytes)?,
+        seq: Seq(row.number(1)?),
+        record: row.bytes(2)?,
+        receipt: row.bytes(3)?,
+    })
+}

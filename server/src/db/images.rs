@@ -1,0 +1,401 @@
+//! Images as rows: what the lease rules read, and what follows from their effects.
+//!
+//! What remains to a lease is kept as of the row's last change; reading a row lets the running time
+//! since then pass first, with the same function in a call and in a listing.
+
+use img_lease::grantor::{self, Grace};
+use img_lease::{Effect, Head, ImageState, Lease, Logged, Staged};
+use img_proto::{ImageRow, LeaseRow, StagedRow};
+use img_records::log::{LogEntry, LogKind};
+use img_types::limits::LEASE_TTL_DEFAULT;
+use img_types::{
+    CheckoutId, CommitId, DeviceId, Epoch, HomeId, ImageId, Incarnation, LeaseMode, NameTag,
+    ObjectId, Seq,
+};
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Columns as _, Stop, Tx, big};
+use crate::clock::{self, RunningMillis};
+use crate::proposal::Proposed;
+
+/// When and where rows are looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) now: RunningMillis,
+    pub(crate) started: RunningMillis,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) home: HomeId,
+}
+
+impl Moment {
+    /// No lease lapses for one online ttl after a start: nobody could renew before it.
+    fn grace(&self) -> Grace {
+        let ttl_ms = u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX);
+        Grace::begin(ttl_ms).after(self.now.since(self.started))
+    }
+}
+
+/// An image's rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) state: ImageState,
+    pub(crate) descriptor: Vec<u8>,
+    pub(crate) tag: NameTag,
+    pub(crate) trace: Option<ObjectId>,
+    stored_bytes: u64,
+    staged: Vec<Proposed>,
+}
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT i.image, i.tag, i.descriptor, i.head, i.seq, i.epoch, i.trace, i.stored_bytes, ",
+            "i.tombstone_ms, i.as_of_ms, l.device, l.checkout, l.epoch, l.offline, l.ttl_ms, ",
+            "l.remaining_ms, l.lapsed, l.base ",
+            "FROM images i LEFT JOIN leases l ON l.image = i.image ",
+            $rest
+        )
+    };
+}
+
+/// Reads an image, deleted ones too.
+pub(crate) async fn load(
+    connection: &mut SqliteConnection,
+    moment: Moment,
+    image: ImageId,
+) -> Result<Option<Image>, Stop> {
+    let row = sqlx::query(select!("WHERE i.image = $1"))
+        .bind(&image.as_bytes()[..])
+        .fetch_optional(&mut *connection)
+        .await?;
+    one(connection, moment, row).await
+}
+
+/// Reads the live image that has a name.
+pub(crate) async fn load_named(
+    connection: &mut SqliteConnection,
+    moment: Moment,
+    tag: NameTag,
+) -> Result<Option<Image>, Stop> {
+    let row = sqlx::query(select!("WHERE i.tag = $1 AND i.tombstone_ms IS NULL"))
+        .bind(&tag.as_bytes()[..])
+        .fetch_optional(&mut *connection)
+        .await?;
+    one(connection, moment, row).await
+}
+
+/// Reads all live images, in the order of their ids.
+pub(crate) async fn load_live(
+    connection: &mut SqliteConnection,
+    moment: Moment,
+) -> Result<Vec<Image>, Stop> {
+    let rows = sqlx::query(select!("WHERE i.tombstone_ms IS NULL ORDER BY i.image"))
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut images = Vec::with_capacity(rows.len());
+    for row in rows {
+        images.extend(one(connection, moment, Some(row)).await?);
+    }
+    Ok(images)
+}
+
+/// Images whose lease or staged records ran out since their rows were written.
+pub(crate) async fn overdue(tx: &mut Tx) -> Result<Vec<ImageId>, Stop> {
+    let now = big(tx.now().0);
+    let rows = sqlx::query(
+        "SELECT i.image FROM images i JOIN leases l ON l.image = i.image \
+         WHERE l.lapsed = 0 AND l.remaining_ms <= $1 - i.as_of_ms \
+         UNION SELECT i.image FROM images i JOIN staged s ON s.image = i.image \
+         WHERE s.remaining_ms <= $1 - i.as_of_ms",
+    )
+    .bind(now)
+    .fetch_all(tx.sql())
+    .await?;
+    let ids = rows.iter().map(|row| row.id(0, ImageId::from_bytes));
+    Ok(ids.collect::<sqlx::Result<_>>()?)
+}
+
+/// Makes the row of a new image; its state follows with [`apply`].
+pub(crate) async fn insert(
+    tx: &mut Tx,
+    image: ImageId,
+    tag: NameTag,
+    descriptor: &[u8],
+) -> Result<(), Stop> {
+    let now = big(tx.now().0);
+    sqlx::query(
+        "INSERT INTO images (image, tag, descriptor, epoch, stored_bytes, as_of_ms) \
+         VALUES ($1, $2, $3, 0, 0, $4)",
+    )
+    .bind(&image.as_bytes()[..])
+    .bind(&tag.as_bytes()[..])
+    .bind(descriptor)
+    .bind(now)
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// Writes an effect's rows and its log entries, made by `device`.
+pub(crate) async fn apply(tx: &mut Tx, effect: &Effect, device: DeviceId) -> Result<(), Stop> {
+    write_state(tx, &effect.image).await?;
+    for line in &effect.log {
+        let (kind, subject) = match line {
+            Logged::Commit(commit) => (LogKind::Commit, *commit.as_bytes()),
+            Logged::Grant(checkout) => (LogKind::Grant, *checkout.as_bytes()),
+            Logged::Steal(checkout) => (LogKind::Steal, *checkout.as_bytes()),
+            Logged::Release(checkout) => (LogKind::Release, *checkout.as_bytes()),
+            Logged::Readmit(commit) => (LogKind::Readmit, *commit.as_bytes()),
+            Logged::Delete => {
+                let head = effect.image.head_commit();
+                (
+                    LogKind::Delete,
+                    head.map_or([0; 32], |head| *head.as_bytes()),
+                )
+            }
+        };
+        let entry = LogEntry {
+            kind,
+            image: effect.image.image,
+            subject,
+            device,
+            epoch: effect.image.epoch,
+            time: clock::wall_millis(),
+        };
+        tx.append_log(&entry).await?;
+    }
+    Ok(())
+}
+
+/// Writes an image's state; records newly staged are written by [`stage`].
+pub(crate) async fn write_state(tx: &mut Tx, state: &ImageState) -> Result<(), Stop> {
+    let now = big(tx.now().0);
+    let image = &state.image.as_bytes()[..];
+    sqlx::query(
+        "UPDATE images SET head = $2, seq = $3, epoch = $4, tombstone_ms = $5, as_of_ms = $6 \
+         WHERE image = $1",
+    )
+    .bind(image)
+    .bind(state.head.map(|head| head.commit.as_bytes().to_vec()))
+    .bind(state.head.map(|head| big(head.seq.0)))
+    .bind(big(state.epoch.0))
+    .bind(state.tombstone_ms.map(big))
+    .bind(now)
+    .execute(tx.sql())
+    .await?;
+    sqlx::query("DELETE FROM leases WHERE image = $1")
+        .bind(image)
+        .execute(tx.sql())
+        .await?;
+    if let Some(lease) = &state.lease {
+        insert_lease(tx, state.image, lease).await?;
+    }
+    let rows = sqlx::query("SELECT checkout FROM staged WHERE image = $1")
+        .bind(image)
+        .fetch_all(tx.sql())
+        .await?;
+    for row in rows {
+        let checkout = row.id(0, CheckoutId::from_bytes)?;
+        let remaining = state.staged_by(&checkout).map(|staged| staged.remaining_ms);
+        let sql = match remaining {
+            Some(_) => "UPDATE staged SET remaining_ms = $3 WHERE image = $1 AND checkout = $2",
+            None => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 = 0",
+        };
+        sqlx::query(sql)
+            .bind(image)
+            .bind(&checkout.as_bytes()[..])
+            .bind(big(remaining.unwrap_or(0)))
+            .execute(tx.sql())
+            .await?;
+    }
+    Ok(())
+}
+
+/// Writes the record of a staged checkpoint in place of its checkout's earlier one.
+pub(crate) async fn stage(tx: &mut Tx, staged: &Staged, record: &[u8]) -> Result<(), Stop> {
+    sqlx::query(
+        "INSERT INTO staged (image, checkout, record, remaining_ms) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (image, checkout) DO UPDATE SET record = excluded.record, \
+         remaining_ms = excluded.remaining_ms",
+    )
+    .bind(&staged.proposal.image.as_bytes()[..])
+    .bind(&staged.proposal.checkout.as_bytes()[..])
+    .bind(record)
+    .bind(big(staged.remaining_ms))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+/// Renames an image.
+pub(crate) async fn set_descriptor(
+    tx: &mut Tx,
+    image: ImageId,
+    tag: NameTag,
+    descriptor: &[u8],
+) -> Result<(), Stop> {
+    sqlx::query("UPDATE images SET tag = $2, descriptor = $3 WHERE image = $1")
+        .bind(&image.as_bytes()[..])
+        .bind(&tag.as_bytes()[..])
+        .bind(descriptor)
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Sets an image's trace.
+pub(crate) async fn set_trace(tx: &mut Tx, image: ImageId, trace: ObjectId) -> Result<(), Stop> {
+    sqlx::query("UPDATE images SET trace = $2 WHERE image = $1")
+        .bind(&image.as_bytes()[..])
+        .bind(&trace.as_bytes()[..])
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Counts bytes that an image's commit brought.
+pub(crate) async fn add_stored(tx: &mut Tx, image: ImageId, bytes: u64) -> Result<(), Stop> {
+    sqlx::query("UPDATE images SET stored_bytes = stored_bytes + $2 WHERE image = $1")
+        .bind(&image.as_bytes()[..])
+        .bind(big(bytes))
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// The lease as a reply shows it.
+pub(crate) fn lease_row(lease: &Lease) -> LeaseRow {
+    LeaseRow {
+        device: lease.device,
+        checkout: lease.checkout,
+        epoch: lease.epoch,
+        mode: lease.mode,
+        remaining_ms: lease.remaining_ms,
+        lapsed: lease.lapsed,
+    }
+}
+
+impl Image {
+    /// The image as a listing shows it; `head` is the head's signed record.
+    pub(crate) fn into_row(self, head: Option<Vec<u8>>) -> ImageRow {
+        let staged = self.staged.into_iter().map(|staged| StagedRow {
+            device: staged.proposal.device,
+            checkout: staged.proposal.checkout,
+            commit: staged.proposal.commit,
+            record: staged.bytes.into(),
+        });
+        ImageRow {
+            image: self.state.image,
+            descriptor: self.descriptor.into(),
+            head: head.map(Into::into),
+            seq: self.state.head.map(|head| head.seq),
+            epoch: self.state.epoch,
+            lease: self.state.lease.as_ref().map(lease_row),
+            staged: staged.collect(),
+            stored_bytes: self.stored_bytes,
+        }
+    }
+}
+
+async fn insert_lease(tx: &mut Tx, image: ImageId, lease: &Lease) -> Result<(), Stop> {
+    sqlx::query(
+        "INSERT INTO leases (image, device, checkout, epoch, offline, ttl_ms, remaining_ms, \
+         lapsed, base) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(&image.as_bytes()[..])
+    .bind(&lease.device.as_bytes()[..])
+    .bind(&lease.checkout.as_bytes()[..])
+    .bind(big(lease.epoch.0))
+    .bind(i64::from(lease.mode == LeaseMode::Offline))
+    .bind(big(lease.ttl_ms))
+    .bind(big(lease.remaining_ms))
+    .bind(i64::from(lease.lapsed))
+    .bind(lease.base.map(|base| base.as_bytes().to_vec()))
+    .execute(tx.sql())
+    .await?;
+    Ok(())
+}
+
+async fn one(
+    connection: &mut SqliteConnection,
+    moment: Moment,
+    row: Option<SqliteRow>,
+) -> Result<Option<Image>, Stop> {
+    let Some(row) = row else { return Ok(None) };
+    let image = row.id(0, ImageId::from_bytes)?;
+    let staged = load_staged(connection, moment, image).await?;
+    let head = match (row.id_opt(3, CommitId::from_bytes)?, row.number_opt(4)?) {
+        (Some(commit), Some(seq)) => Some(Head {
+            commit,
+            seq: Seq(seq),
+        }),
+        _ => None,
+    };
+    let state = ImageState {
+        image,
+        head,
+        epoch: Epoch(row.number(5)?),
+        lease: lease(&row)?,
+        staged: staged.iter().map(|(staged, _)| *staged).collect(),
+        tombstone_ms: row.number_opt(8)?,
+    };
+    let elapsed = moment.now.since(RunningMillis(row.number(9)?));
+    let state = grantor::tick(&state, moment.incarnation, elapsed, moment.grace());
+    let kept = |checkout: &CheckoutId| state.staged_by(checkout).is_some();
+    Ok(Some(Image {
+        descriptor: row.bytes(2)?,
+        tag: row.id(1, NameTag::from_bytes)?,
+        trace: row.id_opt(6, ObjectId::from_bytes)?,
+        stored_bytes: row.number(7)?,
+        staged: staged
+            .into_iter()
+            .map(|(_, proposed)| proposed)
+            .filter(|proposed| kept(&proposed.proposal.checkout))
+            .collect(),
+        state,
+    }))
+}
+
+fn lease(row: &SqliteRow) -> sqlx::Result<Option<Lease>> {
+    let Some(device) = row.id_opt(10, DeviceId::from_bytes)? else {
+        return Ok(None);
+    };
+    let offline = row.number(13)? != 0;
+    Ok(Some(Lease {
+        device,
+        checkout: row.id(11, CheckoutId::from_bytes)?,
+        epoch: Epoch(row.number(12)?),
+        mode: if offline {
+            LeaseMode::Offline
+        } else {
+            LeaseMode::Online
+        },
+        ttl_ms: row.number(14)?,
+        remaining_ms: row.number(15)?,
+        lapsed: row.number(16)? != 0,
+        base: row.id_opt(17, CommitId::from_bytes)?,
+    }))
+}
+
+async fn load_staged(
+    connection: &mut SqliteConnection,
+    moment: Moment,
+    image: ImageId,
+) -> Result<Vec<(Staged, Proposed)>, Stop> {
+    let rows =
+        sqlx::query("SELECT record, remaining_ms FROM staged WHERE image = $1 ORDER BY checkout")
+            .bind(&image.as_bytes()[..])
+            .fetch_all(connection)
+            .await?;
+    let mut staged = Vec::with_capacity(rows.len());
+    for row in rows {
+        let proposed = Proposed::stored(&row.bytes(0)?, moment.home)?;
+        let kept = Staged {
+            proposal: proposed.proposal,
+            remaining_ms: row.number(1)?,
+        };
+        staged.push((kept, proposed));
+    }
+    Ok(staged)
+}

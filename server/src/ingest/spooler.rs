@@ -1,0 +1,282 @@
+//! The thread that owns the open spool: appends, syncs for everybody at once, hands rows over.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
+
+use img_proto::Refusal;
+use img_store::{Place, Spool, StoreError};
+use img_types::limits::{DISK_RESERVE, SPOOL_LEN_MAX, UPLOAD_SYNC_BYTES, UPLOAD_SYNC_INTERVAL};
+use img_types::{ObjectId, UploadId};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::Batch;
+use super::packer::{self, Packer};
+use super::recover::{Numbers, Recovered};
+use crate::db::objects::{self, NewObject, StoreNumber};
+use crate::db::{Database, Stop, uploads};
+use crate::objects::Objects;
+
+/// What the thread is told.
+pub(super) enum Message {
+    /// Objects to take in.
+    Batch(Batch),
+    /// Finish and end.
+    Stop,
+}
+
+/// A spool with what it holds.
+pub(super) struct OpenSpool {
+    pub(super) number: StoreNumber,
+    pub(super) spool: Spool,
+    pub(super) objects: Vec<(ObjectId, Place)>,
+}
+
+/// The path of a spool.
+pub(super) fn path(folder: &Path, number: StoreNumber) -> PathBuf {
+    folder.join(format!("{:012}.spool", number.0))
+}
+
+/// Starts the thread; `ended` is dropped when it is done.
+pub(super) fn start(
+    db: Database,
+    objects: Objects,
+    folder: PathBuf,
+    recovered: Recovered,
+    incoming: Receiver<Message>,
+    ended: oneshot::Sender<()>,
+) -> io::Result<()> {
+    let runtime = Handle::current();
+    let numbers = Arc::clone(&recovered.numbers);
+    let packer = packer::start(db.clone(), objects.clone(), folder.clone(), numbers);
+    for full in recovered.full {
+        packer.add(full, Vec::new());
+    }
+    let spooler = Spooler {
+        db,
+        objects,
+        folder,
+        runtime,
+        packer,
+        open: recovered.open,
+        numbers: recovered.numbers,
+        rows: Vec::new(),
+    };
+    std::thread::Builder::new()
+        .name("spool".to_owned())
+        .spawn(move || {
+            let spooler = spooler.run(&incoming);
+            spooler.finish();
+            drop(ended);
+        })
+        .map(drop)
+}
+
+struct Spooler {
+    db: Database,
+    objects: Objects,
+    folder: PathBuf,
+    runtime: Handle,
+    packer: Packer,
+    open: Option<OpenSpool>,
+    numbers: Arc<Numbers>,
+    /// Tasks that make rows for the open spool's objects.
+    rows: Vec<JoinHandle<()>>,
+}
+
+/// A batch in the spool, with its rows to be.
+struct Appended {
+    upload: UploadId,
+    rows: Vec<NewObject>,
+    durable: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// Batches that were appended and not synced.
+#[derive(Default)]
+struct Unsynced {
+    batches: Vec<Appended>,
+    /// Room that is given back when the rows are durable.
+    rooms: Vec<tokio::sync::OwnedSemaphorePermit>,
+    bytes: u64,
+    ends: bool,
+}
+
+impl Spooler {
+    fn run(mut self, incoming: &Receiver<Message>) -> Self {
+        while let Ok(Message::Batch(first)) = incoming.recv() {
+            let mut unsynced = Unsynced::default();
+            let mut stop = false;
+            let deadline = Instant::now() + UPLOAD_SYNC_INTERVAL;
+            self.append(first, &mut unsynced);
+            while !unsynced.ends && unsynced.bytes < UPLOAD_SYNC_BYTES {
+                let wait = deadline.saturating_duration_since(Instant::now());
+                match incoming.recv_timeout(wait) {
+                    Ok(Message::Batch(batch)) => self.append(batch, &mut unsynced),
+                    Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                        stop = true;
+                        break;
+                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+            self.sync(unsynced);
+            if stop {
+                break;
+            }
+        }
+        self
+    }
+
+    /// Appends a batch, or refuses it whole.
+    fn append(&mut self, batch: Batch, unsynced: &mut Unsynced) {
+        let Batch {
+            upload,
+            objects,
+            last,
+            durable,
+            _room: room,
+        } = batch;
+        match self.append_all(&objects) {
+            Ok(rows) => {
+                unsynced.bytes += rows.iter().map(|row| u64::from(row.place.len)).sum::<u64>();
+                unsynced.ends |= last;
+                unsynced.batches.push(Appended {
+                    upload,
+                    rows,
+                    durable,
+                });
+                unsynced.rooms.extend(room);
+            }
+            Err(refusal) => {
+                // The device learns it from the end of its push if it is gone here.
+                let _ = durable.send(Err(refusal));
+            }
+        }
+    }
+
+    fn append_all(&mut self, objects: &[super::Verified]) -> Result<Vec<NewObject>, Refusal> {
+        self.check_room(objects)?;
+        let open = self.open_spool()?;
+        let mut rows = Vec::with_capacity(objects.len());
+        for object in objects {
+            let place = open
+                .spool
+                .append(object.id, &object.bytes)
+                .map_err(|error| refusal(&error))?;
+            open.objects.push((object.id, place));
+            rows.push(NewObject {
+                id: object.id,
+                store: open.number,
+                place,
+                children: object.children.clone(),
+            });
+        }
+        Ok(rows)
+    }
+
+    fn check_room(&self, objects: &[super::Verified]) -> Result<(), Refusal> {
+        let wanted: u64 = objects.iter().map(|object| object.bytes.len() as u64).sum();
+        let disk = rustix::fs::statvfs(&self.folder)
+            .map_err(|errno| Refusal::Internal(format!("the spool's disk: {errno}")))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < DISK_RESERVE.saturating_add(wanted) {
+            return Err(Refusal::NoRoom("the home's disk is full".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn open_spool(&mut self) -> Result<&mut OpenSpool, Refusal> {
+        if self.open.is_none() {
+            let number = self.numbers.next();
+            let spool =
+                Spool::create(&path(&self.folder, number)).map_err(|error| refusal(&error))?;
+            let add = self.db.writer().call(move |tx| {
+                Box::pin(async move { objects::add_store(tx, number, None).await })
+            });
+            self.runtime
+                .block_on(add)
+                .map_err(|error| Refusal::Internal(error.to_string()))?;
+            self.objects.add_spool(number, spool.reader());
+            self.open = Some(OpenSpool {
+                number,
+                spool,
+                objects: Vec::new(),
+            });
+        }
+        let open = self.open.as_mut();
+        open.ok_or_else(|| Refusal::Internal("no spool".to_owned()))
+    }
+
+    /// Makes everything appended durable and lets its rows follow.
+    fn sync(&mut self, unsynced: Unsynced) {
+        let Some(open) = &self.open else { return };
+        if let Err(error) = open.spool.sync() {
+            fatal(&error);
+        }
+        let full = open.spool.len() >= SPOOL_LEN_MAX;
+        let db = self.db.clone();
+        self.rows.retain(|task| !task.is_finished());
+        self.rows.push(self.runtime.spawn(make_rows(db, unsynced)));
+        if full && let Some(open) = self.open.take() {
+            self.packer.add(open, std::mem::take(&mut self.rows));
+        }
+    }
+
+    /// Waits for the rows and for the pack under way.
+    fn finish(self) {
+        for task in self.rows {
+            // A task that failed has told its callers.
+            let _ = self.runtime.block_on(task);
+        }
+        self.runtime.block_on(self.packer.stop());
+    }
+}
+
+/// Gives rows to synced objects and tells their devices.
+async fn make_rows(db: Database, unsynced: Unsynced) {
+    let Unsynced { batches, rooms, .. } = unsynced;
+    let mut callers = Vec::with_capacity(batches.len());
+    let mut work = Vec::with_capacity(batches.len());
+    for batch in batches {
+        work.push((batch.upload, batch.rows));
+        callers.push(batch.durable);
+    }
+    let made = db.writer().call(move |tx| {
+        Box::pin(async move {
+            for (upload, rows) in &work {
+                let new_bytes = objects::insert(tx, rows).await?;
+                uploads::progress(tx, *upload, new_bytes).await?;
+            }
+            Ok::<_, Stop>(())
+        })
+    });
+    let result = made.await.map_err(|error| {
+        tracing::error!(%error, "objects got no rows");
+        Refusal::Internal("objects got no rows".to_owned())
+    });
+    drop(rooms);
+    for durable in callers {
+        // A device that is gone asks for what is missing when it comes back.
+        let _ = durable.send(result.clone());
+    }
+}
+
+fn refusal(error: &StoreError) -> Refusal {
+    match error {
+        StoreError::NoRoom => Refusal::NoRoom("the home's disk is full".to_owned()),
+        StoreError::Io(_) => {
+            tracing::error!(%error, "the spool failed");
+            Refusal::Internal("the spool failed".to_owned())
+        }
+        StoreError::Sync(_) => fatal(error),
+    }
+}
+
+fn fatal(error: &StoreError) -> ! {
+    tracing::error!(%error, "objects did not become durable; the home stops here");
+    std::process::abort()
+}

@@ -1,0 +1,153 @@
+//! What survives: spools without rows, torn tails, packs, damaged files, a second process.
+
+use img_proto::{Answer, Call};
+use img_store::Spool;
+use img_types::ImageId;
+
+use super::TestHome;
+use super::flow::{commit, create, image};
+use super::papers::Draft;
+use super::tree::tree;
+use crate::{FolderError, Running, StartError};
+
+#[tokio::test]
+async fn objects_in_a_spool_without_rows_get_them_at_the_next_start() {
+    let (mut home, founder) = TestHome::founded().await;
+    let token = create(&founder, ImageId::from_bytes([1; 32]), 1).await;
+    home.stop().await;
+    // As after a crash between the sync and the rows, with a torn record behind.
+    let tree = tree(1, 2, 30);
+    let path = home.path.join("spool").join("000000000009.spool");
+    let mut spool = Spool::create(&path).unwrap();
+    for (id, object) in tree.ids.iter().zip(&tree.objects) {
+        spool.append(*id, object).unwrap();
+    }
+    spool.sync().unwrap();
+    drop(spool);
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap();
+    std::io::Write::write_all(&mut file, &[7; 100]).unwrap();
+
+    home.resume().await;
+    let founder = home.member(&founder.device).await;
+    let upload = founder.open_upload().await;
+    let ids = tree.ids.clone();
+    let missing = founder.call(Call::Missing { upload, ids }).await;
+    let positions = Vec::new();
+    assert_eq!(missing, Ok(Answer::Missing { positions }));
+    let draft = Draft::first(ImageId::from_bytes([1; 32]), tree.root, token);
+    commit(&home, &founder, &draft, &tree).await.unwrap();
+    let fetched = founder.fetch(&tree.ids).await;
+    assert!(fetched.into_iter().eq(tree.objects.into_iter().map(Some)));
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_that_was_acknowledged() {
+    let (mut home, founder) = TestHome::founded().await;
+    image(&home, &founder, 1).await;
+    let standing = home.standing();
+    home.restart().await;
+    assert_eq!(home.standing(), standing);
+    let founder = home.member(&founder.device).await;
+    let Ok(Answer::Images { images }) = founder.call(Call::Images).await else {
+        panic!("no images");
+    };
+    assert_eq!(images.len(), 1);
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!(findings.problems, Vec::<String>::new());
+    assert_eq!((findings.objects, findings.commits), (9, 1));
+    assert_eq!(findings.log_entries, standing.position.0);
+}
+
+#[tokio::test]
+async fn full_spools_become_packs_that_are_read_and_checked() {
+    let (mut home, founder) = TestHome::founded().await;
+    let token = create(&founder, ImageId::from_bytes([1; 32]), 1).await;
+    // 160 MB fill two spools, which end behind 64 MiB, and begin a third.
+    let blocks: Vec<_> = (0..330)
+        .map(|seed| img_testkit::object(seed, 500_000))
+        .collect();
+    let (ids, mut objects): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
+    let (root, bytes) = super::tree::node(1, 0, ids.clone());
+    objects.push(bytes);
+    founder.push(&objects).await.unwrap();
+    let draft = Draft::first(ImageId::from_bytes([1; 32]), root, token);
+    let signed = founder.device.commit(&home.roster(), &draft).to_bytes();
+    let commit = signed.into();
+    founder.call(Call::Commit { commit }).await.unwrap();
+    packed(&home, 2).await;
+    // Now most are in packs and some in the open spool, and all are read in the order asked.
+    let fetched = founder.fetch(&ids).await;
+    assert!(
+        fetched
+            .iter()
+            .zip(&objects)
+            .all(|(a, b)| a.as_ref() == Some(b))
+    );
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!(findings.problems, Vec::<String>::new());
+    assert_eq!(findings.objects, 331);
+    let spools = std::fs::read_dir(home.path.join("spool")).unwrap().count();
+    assert_eq!(spools, 1, "packed spools are gone");
+
+    // A flipped bit in a pack is found by the check.
+    let packs = home.path.join("packs").join("packs");
+    let pack = std::fs::read_dir(packs).unwrap().next().unwrap().unwrap();
+    let mut bytes = std::fs::read(pack.path()).unwrap();
+    bytes[1_000_000] ^= 1;
+    std::fs::write(pack.path(), bytes).unwrap();
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!(findings.problems.len(), 1);
+    assert!(findings.problems[0].contains("damaged"));
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused() {
+    let (home, _founder) = TestHome::founded().await;
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let second = Running::start(&home.places(), listen).await;
+    let Err(StartError::Folder(FolderError::InUse(_))) = second else {
+        panic!("two processes serve one home");
+    };
+    // The first one is not disturbed by the attempt.
+    assert!(crate::usage(&home.places()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_roster_that_was_tampered_with_does_not_start() {
+    let (mut home, founder) = TestHome::founded().await;
+    home.second(&founder).await;
+    home.stop().await;
+    let mut connection = crate::db::connect(&home.places().database).await.unwrap();
+    sqlx::query("UPDATE roster SET entry = zeroblob(300) WHERE seq = 1")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    drop(connection);
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let started = Running::start(&home.places(), listen).await;
+    assert!(matches!(
+        started,
+        Err(StartError::Database(crate::OpenError::Roster(_)))
+    ));
+}
+
+/// Waits until so many packs have taken over from their spools.
+async fn packed(home: &TestHome, packs: u64) {
+    let mut published = home.running().home.published();
+    loop {
+        published.borrow_and_update();
+        let spools = std::fs::read_dir(home.path.join("spool")).unwrap().count();
+        let usage = crate::usage(&home.places()).await.unwrap();
+        if usage.packs == packs && spools == 1 {
+            return;
+        }
+        // The file goes last, after its transaction: look again even if nothing is published.
+        let _ =
+            tokio::time::timeout(std::time::Duration::from_millis(50), published.changed()).await;
+    }
+}
