@@ -46,7 +46,7 @@ pub struct Holder {
     state: State,
 }
 
-/// The standing of a checkout.
+/// Where a checkout stands with its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {

@@ -1,11 +1,13 @@
 //! The rows that the rules read and write, and the effects that they return.
 
+use std::time::Duration;
+
 use img_types::limits::{
     LEASE_OFFLINE_TTL_MAX, LEASE_ONLINE_TTL_MAX, LEASE_TTL_DEFAULT, LEASE_TTL_MIN,
 };
 use img_types::{
     CheckoutId, CommitId, DaemonNonce, DeviceId, Epoch, ImageId, Incarnation, Instance, LeaseMode,
-    ObjectId, Seq, Token,
+    ObjectId, Seq, Token, WallMillis,
 };
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +124,7 @@ pub struct Proposal {
     pub instance: Instance,
     /// The device's wall clock, strictly increasing within a checkout. Orders staged records,
     /// decides nothing else.
-    pub clock: img_types::WallMillis,
+    pub clock: WallMillis,
 }
 
 /// Everything about one image that the rules decide on. The row is never deleted.
@@ -267,6 +269,7 @@ pub enum Logged {
     Delete,
 }
 
-pub(crate) const fn millis(duration: std::time::Duration) -> u64 {
+/// Whole milliseconds of a limit.
+pub(crate) const fn millis(duration: Duration) -> u64 {
     duration.as_secs() * 1_000 + duration.subsec_millis() as u64
 }

@@ -1,8 +1,11 @@
 //! Grants and their ends: create, acquire, renew, release, steal.
 
+use std::time::Duration;
+
 use img_types::{CheckoutId, CommitId, Epoch, ImageId, LeaseMode, Seq, Token};
 
 use super::history::first_commit;
+use super::life::tombstone;
 use super::{Claim, current};
 use crate::rows::millis;
 use crate::{Caller, Effect, Grant, Head, ImageState, Lease, Logged, Proposal, Refused, Terms};
@@ -85,7 +88,7 @@ pub fn create(
         return Ok(Creation {
             grant: first_grant(image, None, caller, checkout, terms)?,
             new: true,
-            replaces: Some(super::life::tombstone(named)),
+            replaces: Some(tombstone(named)),
         });
     }
     let grant = match named.lease {
@@ -391,4 +394,4 @@ const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// Shortest lease of a branch that keeps a loser's work, in milliseconds: it may be away for days,
 /// that is why it lost.
-pub const LOSER_TTL_MS: u64 = millis(std::time::Duration::from_secs(7 * 24 * 3600));
+pub const LOSER_TTL_MS: u64 = millis(Duration::from_secs(7 * 24 * 3600));

@@ -1,6 +1,7 @@
 //! What moves or surrounds a head: commit, stage, branch, readmit.
 
-use img_types::{Epoch, Seq};
+use img_types::limits::KEPT_AFTER_LOSS;
+use img_types::{CheckoutId, Epoch, Seq};
 
 use super::grant::first_grant;
 use super::{Claim, current};
@@ -8,7 +9,6 @@ use crate::rows::millis;
 use crate::{
     Caller, Effect, Grant, Head, ImageState, Lease, Logged, Proposal, Refused, Staged, Terms,
 };
-use img_types::limits::KEPT_AFTER_LOSS;
 
 /// What the home's histories say about a record. Only commits count: a staged record is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +139,7 @@ pub fn stage(
 pub fn unstage(
     image: &ImageState,
     caller: &Caller,
-    checkout: img_types::CheckoutId,
+    checkout: CheckoutId,
 ) -> Result<Option<Effect>, Refused> {
     caller.acts()?;
     let own = image

@@ -1,7 +1,9 @@
 //! What happens around the calls: daemon starts, time, pins, deletion, revocation, restore.
 
 use img_types::limits::KEPT_AFTER_LOSS;
-use img_types::{CheckoutId, CommitId, DaemonNonce, DeviceId, Instance, LogPosition, Token};
+use img_types::{
+    CheckoutId, CommitId, DaemonNonce, DeviceId, Incarnation, Instance, LogPosition, Token,
+};
 
 use crate::rows::millis;
 use crate::{Caller, Daemon, Effect, ImageState, Lease, Logged, Pin, Refused, Staged};
@@ -68,7 +70,7 @@ impl Grace {
 /// grace holds, and staged records whose token is not current run out. Nothing else changes.
 pub fn tick(
     image: &ImageState,
-    incarnation: img_types::Incarnation,
+    incarnation: Incarnation,
     elapsed_ms: u64,
     grace: Grace,
 ) -> ImageState {

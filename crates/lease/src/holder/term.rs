@@ -1,11 +1,11 @@
 //! How long a device may take its lease to last, by two clocks neither of which it trusts alone.
 
+use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{BootMillis, LeaseMode, WallMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::Terms;
 use crate::rows::millis;
-use img_types::limits::LEASE_TTL_DEFAULT;
 
 /// Tells one boot of a machine from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
