@@ -118,8 +118,9 @@ impl Server {
         self.endpoint.local_addr()
     }
 
-    /// Waits for the next connection; nothing after [`Server::close`]. Finish its handshake on a task of
-    /// its own. While too many handshakes are under way, further ones are refused.
+    /// Waits for the next connection; nothing after [`Server::close`]. Finish its handshake on a task of its
+    /// own. While many handshakes are under way a newcomer has to prove its address first; while too many
+    /// are, it is refused.
     pub async fn accept(&self) -> Option<Arriving> {
         loop {
             let incoming = self.endpoint.accept().await?;
@@ -127,6 +128,11 @@ impl Server {
                 incoming.refuse();
                 continue;
             };
+            if self.handshakes.available_permits() < INCOMING_MAX / 2 && incoming.may_retry() {
+                // It comes back with a token, or was never there.
+                let _ = incoming.retry();
+                continue;
+            }
             match incoming.accept() {
                 Ok(connecting) => {
                     return Some(Arriving {
@@ -138,6 +144,14 @@ impl Server {
                 Err(error) => tracing::debug!(%error, "a connection did not begin"),
             }
         }
+    }
+
+    /// Takes the room of this many handshakes.
+    #[cfg(test)]
+    pub(crate) fn occupy(&self, handshakes: usize) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.handshakes);
+        let count = u32::try_from(handshakes).unwrap();
+        room.try_acquire_many_owned(count).unwrap()
     }
 
     /// Ends all connections and takes no more; returns when the peers have been told.

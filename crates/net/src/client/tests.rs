@@ -81,3 +81,23 @@ async fn a_peer_that_is_not_admitted_has_few_streams() {
         streams.push(connection.open_bi().await.unwrap());
     }
 }
+
+#[tokio::test]
+async fn while_many_handshakes_are_under_way_a_newcomer_proves_its_address() {
+    let server = Server::bind(LOCAL.into(), &home()).unwrap();
+    let address = server.local_address().unwrap().to_string();
+    let key_hash = key_hash(&home().public_key());
+    let under_way = server.occupy(img_types::limits::INCOMING_MAX / 2 + 1);
+    let newcomer = address.clone();
+    let connecting = tokio::spawn(async move { connect(&newcomer, key_hash, &device()).await });
+    server.accept().await.unwrap().establish().await.unwrap();
+    connecting.await.unwrap().unwrap();
+
+    let all = server.occupy(img_types::limits::INCOMING_MAX / 2 - 1);
+    let accepting = tokio::spawn(async move { server.accept().await.unwrap().establish().await });
+    let refused = connect(&address, key_hash, &device()).await;
+    assert_eq!(refused.err(), Some(ConnectError::Unreachable));
+    drop((under_way, all));
+    connect(&address, key_hash, &device()).await.unwrap();
+    accepting.await.unwrap().unwrap();
+}
