@@ -97,7 +97,7 @@ pub(crate) fn apply_by<E: Borrow<Edit>>(
     edits: impl IntoIterator<Item = E>,
 ) -> Result<Reference, ApplyError> {
     let Some(root) = root else {
-        let writer = Writer::new(rules, source, None, Pen::Seal { sealer, sink })?;
+        let writer = Writer::from_nothing(rules, source, Pen::Seal { sealer, sink });
         return write(writer, edits, false);
     };
     let edits: Vec<E> = edits.into_iter().collect();
@@ -163,7 +163,7 @@ fn write<E: Borrow<Edit>>(
 }
 
 /// Appends the value's bytes, checks them, and returns the entry's canonical size.
-fn encode(key: &Key, value: &Value, bytes: &mut Vec<u8>) -> Result<usize, DecodeError> {
+pub(crate) fn encode(key: &Key, value: &Value, bytes: &mut Vec<u8>) -> Result<usize, DecodeError> {
     if !value.belongs_to(&key.parts()) {
         return Err(DecodeError("the value does not belong to the key"));
     }

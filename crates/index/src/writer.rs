@@ -23,7 +23,7 @@ use img_types::object::ObjectKind;
 use crate::apply::ApplyError;
 use crate::boundary::{Rules, entry_size};
 use crate::cursor::Cursor;
-use crate::node::Node;
+use crate::node::{Node, OpenNode};
 use crate::tree::{Absent, NodeSink, NodeSource, ReadError, root_node};
 
 mod level;
@@ -60,26 +60,58 @@ impl<'a> Writer<'a> {
         old_root: Option<&Reference>,
         pen: Pen<'a>,
     ) -> Result<Self, ReadError> {
-        let mut old = None;
-        if let Some(root) = old_root {
-            let node = root_node(source, root)?;
-            old = (!node.is_empty()).then_some((*root, node));
+        let mut writer = Self::from_nothing(rules, source, pen);
+        writer.old_root = old_root.copied();
+        if let Some(reference) = old_root {
+            let root = root_node(source, reference)?;
+            if !root.is_empty() {
+                writer.levels = (0..=usize::from(root.level()))
+                    .map(|level| Level::new(level, Place::Start))
+                    .collect();
+                writer.old = Some((*reference, root));
+            }
         }
-        let levels = match &old {
-            Some((_, root)) => (0..=usize::from(root.level()))
-                .map(|level| Level::new(level, Place::Start))
-                .collect(),
-            None => vec![Level::new(0, Place::End)],
-        };
-        Ok(Self {
+        Ok(writer)
+    }
+
+    pub(crate) fn from_nothing(rules: Rules, source: &'a dyn NodeSource, pen: Pen<'a>) -> Self {
+        Self {
             rules,
             source,
             pen,
-            old_root: old_root.copied(),
-            old,
-            levels,
+            old_root: None,
+            old: None,
+            levels: vec![Level::new(0, Place::End)],
             trouble: Trouble::default(),
+        }
+    }
+
+    pub(crate) fn leaf_ends_before(&self, open: &OpenNode, next: &[u8], size: usize) -> bool {
+        open.last().is_some_and(|(last, _)| {
+            let node_size = open.size();
+            self.rules.cuts_before(0, last, node_size, next, size)
         })
+    }
+
+    pub(crate) fn leaf_ends_after(&self, open: &OpenNode, last: &[u8], size: usize) -> bool {
+        self.rules.cuts_after(0, last, size, open.size())
+    }
+
+    /// Writes a leaf that was filled elsewhere and returns its last key and its reference.
+    pub(crate) fn seal_leaf(
+        &mut self,
+        open: &mut OpenNode,
+    ) -> Result<(Vec<u8>, Reference), ApplyError> {
+        let last = open.last().map_or_else(Vec::new, |(key, _)| key.to_vec());
+        std::mem::swap(&mut self.levels[0].open, open);
+        let reference = self.seal(0);
+        std::mem::swap(&mut self.levels[0].open, open);
+        Ok((last, reference?))
+    }
+
+    /// Adds a leaf that was written by [`Self::seal_leaf`].
+    pub(crate) fn add_leaf(&mut self, last: &[u8], leaf: &Reference) -> Result<(), ApplyError> {
+        self.add_above(0, last, leaf)
     }
 
     /// Says what was absent so far.

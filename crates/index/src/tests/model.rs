@@ -1,12 +1,12 @@
 //! The same map has the same root, whatever the order and the batches of its edits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::memory::{Memory, Written};
 use super::samples::{Numbers, any_entry, attributes, edit, edit_model, in_order};
-use crate::{ApplyError, Edit, Inode, Key, KeyRange, Value, get, range};
+use crate::{ApplyError, Edit, Inode, Key, KeyRange, Loader, Value, get, range};
 
 #[test]
 fn a_hundred_thousand_random_operations_agree_with_a_sorted_map() {
@@ -135,6 +135,47 @@ fn an_edit_in_front_of_the_only_leaf_keeps_it() {
     let (root, _) = memory.apply(Some(&root), std::slice::from_ref(&large));
     let (expected, _) = memory.apply(None, &[large, put(5), put(6)]);
     assert_eq!(root, expected);
+}
+
+#[test]
+fn loading_the_zones_side_by_side_gives_the_same_root() {
+    for count in [0, 1, 5, 300, 8_000] {
+        let mut memory = Memory::small();
+        let model = Numbers(count).entries(count);
+        let mut sealer = Memory::small().sealer;
+        let mut written = Written::default();
+        let mut loader = Loader::by(memory.rules, &mut written, &mut sealer);
+        let zone = |zone: u8| {
+            let entries = model.iter();
+            entries.filter(move |(key, _)| key.as_bytes()[0] == zone)
+        };
+        let (mut facts, mut metadata, mut data) = (zone(0), zone(1), zone(2));
+        loop {
+            let next = [data.next(), metadata.next(), facts.next()];
+            if next.iter().flatten().count() == 0 {
+                break;
+            }
+            for (key, value) in next.into_iter().flatten() {
+                loader.put(key, value).unwrap();
+            }
+        }
+        let root = loader.finish().unwrap();
+        assert_eq!(root, memory.root_of(&model));
+        let kept: BTreeSet<_> = memory.objects.keys().copied().collect();
+        let ids: BTreeSet<_> = written
+            .0
+            .iter()
+            .map(|(sealed, _)| sealed.reference.id)
+            .collect();
+        assert_eq!(ids, kept, "nothing is written twice or in vain");
+    }
+    let (mut memory, mut written) = (Memory::small(), Written::default());
+    let mut loader = Loader::by(memory.rules, &mut written, &mut memory.sealer);
+    loader
+        .put(&Key::attributes(Inode(2)), &attributes(1))
+        .unwrap();
+    let again = loader.put(&Key::attributes(Inode(2)), &attributes(1));
+    assert_eq!(again, Err(ApplyError::Unsorted));
 }
 
 #[test]
