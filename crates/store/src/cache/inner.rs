@@ -1,5 +1,6 @@
 //! The cache's state behind its lock: places of objects, segments and their eviction.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -182,7 +183,13 @@ impl Inner {
         checkout: CheckoutId,
         ids: &[ObjectId],
     ) -> Result<(), StoreError> {
-        for id in self.keeps.release(checkout, ids)? {
+        let released = loop {
+            match self.keeps.release(checkout, ids) {
+                Err(StoreError::NoRoom) if self.evict_on_full_disk() => {}
+                outcome => break outcome?,
+            }
+        };
+        for id in released {
             if !self.keeps.is_kept(&id) {
                 self.count(&id, false);
             }
@@ -248,7 +255,7 @@ impl Inner {
     fn append_evicting(&mut self, id: ObjectId, bytes: &[u8]) -> Result<bool, StoreError> {
         loop {
             match self.append(id, bytes) {
-                Err(StoreError::NoRoom) if self.evict().unwrap_or(false) => {}
+                Err(StoreError::NoRoom) if self.evict_on_full_disk() => {}
                 outcome => return outcome,
             }
         }
@@ -299,14 +306,25 @@ impl Inner {
     /// Removes the oldest segment of which less than half is kept, and copies forward what is kept of it.
     /// Returns whether there was one.
     fn evict(&mut self) -> Result<bool, StoreError> {
-        let candidates = self.segments.iter();
-        let victim = candidates
-            .filter(|(number, _)| **number != self.active.number)
-            .find(|(_, segment)| segment.kept * 2 < segment.len)
-            .map(|(number, segment)| (*number, segment.kept > 0));
-        let Some((victim, has_kept)) = victim else {
+        self.remove_oldest(|segment| segment.kept * 2 < segment.len)
+    }
+
+    /// Removes the oldest segment of which nothing is kept, which takes no room on the disk. Returns
+    /// whether there was one.
+    fn evict_on_full_disk(&mut self) -> bool {
+        self.remove_oldest(|segment| segment.kept == 0 && segment.len > 0)
+            .unwrap_or(false)
+    }
+
+    fn remove_oldest(&mut self, fits: impl Fn(&Segment) -> bool) -> Result<bool, StoreError> {
+        let Some((victim, segment)) = self.segments.iter().find(|(_, segment)| fits(segment))
+        else {
             return Ok(false);
         };
+        let (victim, has_kept) = (*victim, segment.kept > 0);
+        if victim == self.active.number {
+            self.begin_segment()?;
+        }
         let ids = self.ids_of(victim);
         if has_kept {
             for id in &ids {
@@ -317,13 +335,11 @@ impl Inner {
             // The copies have to be durable before the originals go.
             self.take_unsynced().sync()?;
         }
-        for id in &ids {
-            if self
-                .objects
-                .get(id)
-                .is_some_and(|location| location.segment == victim)
+        for id in ids {
+            if let Entry::Occupied(entry) = self.objects.entry(id)
+                && entry.get().segment == victim
             {
-                self.objects.remove(id);
+                entry.remove();
             }
         }
         fs::remove_file(victim.path(&self.folder))?;

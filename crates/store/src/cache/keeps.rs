@@ -108,7 +108,13 @@ impl Keeps {
             .filter(|id| known.contains(id))
             .collect();
         let gone: Vec<_> = gone.into_iter().collect();
-        self.append(RELEASE, checkout, &gone)?;
+        if self.kept.len() == 1 && gone.len() == known.len() {
+            // Nothing is kept any more, and to say so takes no room.
+            self.file.set_len(0)?;
+            self.end = 0;
+        } else {
+            self.append(RELEASE, checkout, &gone)?;
+        }
         if let Some(known) = self.kept.get_mut(&checkout) {
             for id in &gone {
                 known.remove(id);
@@ -117,8 +123,11 @@ impl Keeps {
                 self.kept.remove(&checkout);
             }
         }
-        self.compact()?;
-        Ok(gone)
+        match self.compact() {
+            // The log stays long until there is room for a short one.
+            Ok(()) | Err(StoreError::NoRoom) => Ok(gone),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends all claims on objects that are not here; returns their number.
