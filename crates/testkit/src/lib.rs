@@ -3,10 +3,28 @@
 //! Everything here is deterministic: one seed gives one input on every machine. It is a development
 //! dependency only and knows no keys; an object made here has a valid form and id, and nothing inside.
 
+use std::io;
+use std::path::Path;
+
 use bytes::Bytes;
 use img_types::object::{Header, ObjectKind, TAG_LEN};
 use img_types::padding::padded_len;
 use img_types::{KeyEpoch, ObjectId};
+use tempfile::TempDir;
+
+/// A temporary folder in memory where the machine has such a place: a sync costs nothing there, so that a
+/// test may crash and recover thousands of times.
+///
+/// # Errors
+/// No folder can be made.
+pub fn folder() -> io::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    }
+}
 
 /// Pseudo-random bytes that do not compress.
 pub fn bytes(seed: u64, len: usize) -> Vec<u8> {

@@ -52,7 +52,7 @@ fn write_files(folder: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) {
 
 #[test]
 fn a_crash_at_any_byte_leaves_what_was_synced() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..14 {
         put(&cache, seed, Keep::Outbox(checkout(1)));
@@ -68,7 +68,7 @@ fn a_crash_at_any_byte_leaves_what_was_synced() {
     let last = files(folder.path());
 
     // Each file may have got any part of what was written after the sync.
-    let crashed = tempfile::tempdir().unwrap();
+    let crashed = img_testkit::folder().unwrap();
     let mut crashes = 0;
     for (name, bytes) in &last {
         let durable = synced.get(name).map_or(0, Vec::len);
@@ -102,7 +102,7 @@ fn a_crash_at_any_byte_leaves_what_was_synced() {
 
 #[test]
 fn a_full_segment_without_its_table_is_read_record_by_record() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..14 {
         put(&cache, seed, Keep::Evictable);
@@ -129,7 +129,7 @@ fn a_full_segment_without_its_table_is_read_record_by_record() {
 
 #[test]
 fn the_oldest_segments_go_and_what_is_kept_is_copied_forward() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let limit = 8 * SEGMENT_LEN;
     let cache = open(folder.path(), limit);
     put(&cache, 0, Keep::Outbox(checkout(1)));
@@ -154,7 +154,7 @@ fn the_oldest_segments_go_and_what_is_kept_is_copied_forward() {
 
 #[test]
 fn the_outbox_may_exceed_the_limit_and_then_nothing_evictable_is_taken() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let limit = 4 * SEGMENT_LEN;
     let cache = open(folder.path(), limit);
     for seed in 0..100 {
@@ -172,7 +172,7 @@ fn the_outbox_may_exceed_the_limit_and_then_nothing_evictable_is_taken() {
 
 #[test]
 fn what_two_checkouts_keep_stays_until_both_released_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     let id = put(&cache, 0, Keep::Evictable);
     let absent = object(1, 300).0;
@@ -190,7 +190,7 @@ fn what_two_checkouts_keep_stays_until_both_released_it() {
 
 #[test]
 fn a_smaller_limit_evicts_at_once() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..100 {
         put(&cache, seed, Keep::Evictable);
@@ -209,7 +209,7 @@ fn a_smaller_limit_evicts_at_once() {
 
 #[test]
 fn a_full_disk_gives_up_nothing_that_is_kept_and_comes_back_when_it_is_released() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..40 {
         put(&cache, seed, Keep::Outbox(checkout(1)));
@@ -231,7 +231,7 @@ fn a_full_disk_gives_up_nothing_that_is_kept_and_comes_back_when_it_is_released(
 
 #[test]
 fn a_damaged_object_is_forgotten_and_can_be_put_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     let id = put(&cache, 0, Keep::Outbox(checkout(1)));
     assert!(cache.get_verified(&id).is_some());
@@ -252,7 +252,7 @@ fn a_damaged_object_is_forgotten_and_can_be_put_again() {
 
 #[test]
 fn a_damaged_keep_costs_no_other_its_claim() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     let ids: Vec<_> = (0..3)
         .map(|seed| put(&cache, seed, Keep::Outbox(checkout(1))))
@@ -271,7 +271,7 @@ fn a_damaged_keep_costs_no_other_its_claim() {
 
 #[test]
 fn a_full_disk_is_an_error_that_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     put(&cache, 0, Keep::Outbox(checkout(2)));
     let before = cache.usage();
@@ -289,7 +289,7 @@ fn a_full_disk_is_an_error_that_changes_nothing() {
 
 #[test]
 fn a_full_disk_takes_the_room_of_what_is_evictable() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..40 {
         put(&cache, seed, Keep::Evictable);
@@ -304,7 +304,7 @@ fn a_full_disk_takes_the_room_of_what_is_evictable() {
 
 #[test]
 fn an_interrupted_eviction_is_harmless() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let limit = 4 * SEGMENT_LEN;
     let cache = open(folder.path(), limit);
     put(&cache, 0, Keep::Outbox(checkout(1)));
@@ -332,7 +332,7 @@ fn an_interrupted_eviction_is_harmless() {
 
 #[test]
 fn many_releases_do_not_make_the_log_of_keeps_grow() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     let ids: Vec<_> = (0..100)
         .map(|seed| put(&cache, seed, Keep::Evictable))
@@ -353,7 +353,7 @@ fn many_releases_do_not_make_the_log_of_keeps_grow() {
 
 #[test]
 fn readers_and_writers_work_side_by_side() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), 6 * SEGMENT_LEN);
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -402,7 +402,7 @@ proptest! {
 
     #[test]
     fn behaves_like_a_set_of_keeps(ops in proptest::collection::vec(op(), 1..150)) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = img_testkit::folder().unwrap();
         let limit = 3 * SEGMENT_LEN;
         let mut cache = open(folder.path(), limit);
         let mut kept: BTreeSet<(u8, u64)> = BTreeSet::new();

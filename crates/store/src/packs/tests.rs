@@ -8,7 +8,7 @@ use super::*;
 use crate::{Pack, Spool};
 
 fn pack(seeds: std::ops::Range<u64>) -> (Pack, Vec<(ObjectId, Bytes)>) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let mut spool = Spool::create(&folder.path().join("spool")).unwrap();
     let objects: Vec<_> = seeds.map(|seed| object(seed, 2_000)).collect();
     let mut places = Vec::new();
@@ -51,7 +51,7 @@ async fn holds_packs(packs: Packs) {
 
 #[tokio::test]
 async fn a_folder_holds_packs() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     holds_packs(Packs::local(folder.path()).unwrap()).await;
 }
 

@@ -20,7 +20,7 @@ fn spool_with(path: &Path, seeds: std::ops::Range<u64>) -> Vec<(ObjectId, Place,
 
 #[test]
 fn a_spool_cut_at_any_byte_keeps_every_whole_object_and_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let whole = folder.path().join("whole");
     let written = spool_with(&whole, 0..5);
     let bytes = fs::read(&whole).unwrap();
@@ -44,7 +44,7 @@ fn a_spool_cut_at_any_byte_keeps_every_whole_object_and_goes_on() {
 
 #[test]
 fn a_damaged_object_is_left_out_and_those_behind_it_stay() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let path = folder.path().join("spool");
     let written = spool_with(&path, 0..3);
     let mut bytes = fs::read(&path).unwrap();
@@ -58,7 +58,7 @@ fn a_damaged_object_is_left_out_and_those_behind_it_stay() {
 
 #[test]
 fn zeros_behind_the_last_record_are_cut() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let path = folder.path().join("spool");
     let written = spool_with(&path, 0..2);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -71,7 +71,7 @@ fn zeros_behind_the_last_record_are_cut() {
 
 #[test]
 fn an_existing_spool_is_not_made_again_and_too_long_an_object_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = img_testkit::folder().unwrap();
     let path = folder.path().join("spool");
     let mut spool = Spool::create(&path).unwrap();
     assert!(Spool::create(&path).is_err());
