@@ -22,9 +22,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -34,10 +32,9 @@ use img_proto::Refusal;
 use img_records::SignedReceipt;
 use img_store::StoreError;
 use img_types::{CheckoutId, ObjectId, Token};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::commits::{OpenCommit, RecordError};
-use crate::events::{Event, Events, Phase, Progress, Reporter};
+use crate::events::{Phase, Reporter};
 use crate::home::{CallError, Home};
 use crate::keeper::{Keeper, KeeperError};
 use crate::objects::Objects;
@@ -108,28 +105,17 @@ pub struct Uploader {
     home: Arc<Home>,
     state: State,
     keeper: Keeper,
-    events: Events,
     checkout: CheckoutId,
-    name: String,
 }
 
 impl Uploader {
-    /// Works for one checkout of the image called `name`.
-    pub fn new(
-        home: Arc<Home>,
-        state: State,
-        keeper: Keeper,
-        events: Events,
-        checkout: CheckoutId,
-        name: &str,
-    ) -> Self {
+    /// Works for one checkout.
+    pub fn new(home: Arc<Home>, state: State, keeper: Keeper, checkout: CheckoutId) -> Self {
         Self {
             home,
             state,
             keeper,
-            events,
             checkout,
-            name: name.to_owned(),
         }
     }
 
@@ -139,8 +125,8 @@ impl Uploader {
     /// # Errors
     /// The home refuses for good, or the outbox is damaged.
     pub async fn stream(&self, root: ObjectId, reporter: &Reporter) -> Result<Sent, UploadError> {
-        self.announced(reporter, self.bring_home(root, reporter))
-            .await
+        let ids = self.below(root).await?;
+        self.upload(ids, reporter).await
     }
 
     /// Makes a commit of a sealed root: brings it home, signs the record, writes it down, sends it, and
@@ -156,20 +142,17 @@ impl Uploader {
         generation_max: u64,
         reporter: &Reporter,
     ) -> Result<Settled, UploadError> {
-        let work = async {
-            reporter.phase(Phase::Push, Some(draft.sealed_bytes));
-            let sent = self.bring_home(draft.root.id, reporter).await?;
-            let commit = draft.sign(&self.home)?;
-            let pending = PendingCommit {
-                checkout: self.checkout,
-                record: commit.signed.to_bytes(),
-            };
-            self.state
-                .with(move |db| db.set_pending_commit(&pending))
-                .await?;
-            self.finish(commit, generation_max, sent, reporter).await
+        reporter.phase(Phase::Push, Some(draft.sealed_bytes));
+        let sent = self.stream(draft.root.id, reporter).await?;
+        let commit = draft.sign(&self.home)?;
+        let pending = PendingCommit {
+            checkout: self.checkout,
+            record: commit.signed.to_bytes(),
         };
-        self.announced(reporter, work).await
+        self.state
+            .with(move |db| db.set_pending_commit(&pending))
+            .await?;
+        self.finish(commit, generation_max, sent, reporter).await
     }
 
     /// Goes on with a commit that was written down before; nothing if there is none.
@@ -192,12 +175,11 @@ impl Uploader {
         let commit = self
             .home
             .trusted(|trust| trust.open_commit(row.image, &record, None))?;
-        let work = async {
-            reporter.phase(Phase::Push, Some(commit.private.sealed_bytes));
-            let sent = self.bring_home(commit.record().root, reporter).await?;
-            self.finish(commit, generation_max, sent, reporter).await
-        };
-        self.announced(reporter, work).await.map(Some)
+        reporter.phase(Phase::Push, Some(commit.private.sealed_bytes));
+        let sent = self.stream(commit.record().root, reporter).await?;
+        self.finish(commit, generation_max, sent, reporter)
+            .await
+            .map(Some)
     }
 
     /// Lets go what no local root needs any more: intermediate roots that were never committed. Only to be
@@ -255,7 +237,7 @@ impl Uploader {
                 }
                 Refusal::SessionClosed => {
                     reporter.phase(Phase::Push, None);
-                    sent.add(self.bring_home(root, reporter).await?);
+                    sent.add(self.stream(root, reporter).await?);
                 }
                 Refusal::TokenStale { holder, .. } => {
                     return Err(self
@@ -321,43 +303,15 @@ impl Uploader {
         }
     }
 
-    /// Does some work, and tells everybody now and then how far it is.
-    async fn announced<T>(&self, reporter: &Reporter, work: impl Future<Output = T>) -> T {
-        let mut progress = reporter.subscribe();
-        let mut work = std::pin::pin!(work);
-        let mut pause = interval(ANNOUNCE_EVERY);
-        pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let tell = |progress: Progress| {
-            self.events.send(Event::Progress {
-                checkout: self.checkout,
-                name: self.name.clone(),
-                progress,
-            });
-        };
-        loop {
-            tokio::select! {
-                outcome = &mut work => {
-                    tell(reporter.now());
-                    return outcome;
-                }
-                _ = pause.tick() => if progress.has_changed().unwrap_or(false) {
-                    tell(progress.borrow_and_update().clone());
-                }
-            }
-        }
-    }
-
-    async fn bring_home(&self, root: ObjectId, reporter: &Reporter) -> Result<Sent, UploadError> {
-        let ids = self.below(root).await?;
-        self.upload(ids, reporter).await
-    }
-
     async fn upload(&self, ids: Vec<ObjectId>, reporter: &Reporter) -> Result<Sent, UploadError> {
         if ids.is_empty() {
             return Ok(Sent::default());
         }
         let plan = SharedPlan::new(UploadPlan::of(ids));
-        let outbox = Outbox(Arc::clone(self.home.objects()));
+        let outbox = Outbox {
+            objects: Arc::clone(self.home.objects()),
+            reporter,
+        };
         Session::new(&self.home, self.checkout, &plan, &outbox, reporter)
             .run()
             .await
@@ -382,11 +336,14 @@ impl Sent {
 }
 
 /// The outboxes of this device as the place where objects are.
-struct Outbox(Arc<Objects>);
+struct Outbox<'a> {
+    objects: Arc<Objects>,
+    reporter: &'a Reporter,
+}
 
-impl Source for Outbox {
+impl Source for Outbox<'_> {
     fn bytes(&self, id: ObjectId) -> BoxFuture<'_, Option<Bytes>> {
-        let objects = Arc::clone(&self.0);
+        let objects = Arc::clone(&self.objects);
         async move {
             let read = tokio::task::spawn_blocking(move || objects.object_bytes(&id));
             read.await.ok().flatten()
@@ -396,6 +353,10 @@ impl Source for Outbox {
 
     fn done(&self, _: &[ObjectId]) {
         // They stay until a receipt says that a commit contains them.
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.reporter.advance(bytes);
     }
 }
 
@@ -407,8 +368,6 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or(Err(UploadError::Interrupted))
 }
 
-/// Pause between two events about the same work: a bar that moves five times a second is smooth.
-const ANNOUNCE_EVERY: Duration = Duration::from_millis(200);
 /// How often a commit is sent again after what was missing has been pushed: more means that the home and
 /// this device do not agree on what the root names.
 const ROUNDS_MAX: usize = 5;

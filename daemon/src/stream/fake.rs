@@ -443,6 +443,7 @@ impl Device {
                 mode,
             },
             opened: WallMillis(1),
+            descriptor: Vec::new(),
             base: None,
             holder: Some(keeper::encode(&Holder::leased(IMAGE, CHECKOUT, &granted))),
             sealed_bytes: 0,

@@ -35,7 +35,8 @@ pub struct ImportUpload {
 pub struct UploadStopped;
 
 impl ImportUpload {
-    /// Begins the upload of a checkout's import. Must be called within a tokio runtime.
+    /// Begins the upload of a checkout's import; `reporter` is told when it waits for the home. Must be
+    /// called within a tokio runtime.
     pub fn begin(home: Arc<Home>, checkout: CheckoutId, reporter: Reporter) -> Self {
         let flight = Arc::new(Flight::default());
         let task = {
@@ -143,6 +144,10 @@ impl Source for Flight {
         for id in ids {
             objects.remove(id);
         }
+    }
+
+    fn sent(&self, _: u64) {
+        // The import itself says how far it is, by what it has read.
     }
 }
 

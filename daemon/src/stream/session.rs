@@ -28,6 +28,8 @@ pub(super) trait Source: Send + Sync {
     fn bytes(&self, id: ObjectId) -> BoxFuture<'_, Option<Bytes>>;
     /// These objects are durable at the home.
     fn done(&self, ids: &[ObjectId]);
+    /// So many bytes more have been sent and are durable.
+    fn sent(&self, bytes: u64);
 }
 
 /// A plan, and those who wait for it to change.
@@ -65,6 +67,7 @@ pub(super) struct Session<'a> {
     checkout: CheckoutId,
     plan: &'a SharedPlan,
     source: &'a dyn Source,
+    /// Told only what the upload waits for.
     reporter: &'a Reporter,
     objects: AtomicU64,
     bytes: AtomicU64,
@@ -177,7 +180,7 @@ impl<'a> Session<'a> {
                         acknowledged_bytes = pushed.bytes.max(acknowledged_bytes);
                         self.objects.fetch_add(done.len() as u64, Ordering::Relaxed);
                         self.bytes.fetch_add(new_bytes, Ordering::Relaxed);
-                        self.reporter.advance(new_bytes);
+                        self.source.sent(new_bytes);
                         self.source.done(&done);
                     }
                     Err(error) => unfitting = Some(error),

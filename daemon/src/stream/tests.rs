@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::fake::{CHECKOUT, Device, FakeHome, IMAGE};
 use super::*;
-use crate::events::{Event, Phase, Reporter};
+use crate::events::{Phase, Reporter};
 
 struct Scene {
     fake: FakeHome,
@@ -36,9 +36,7 @@ impl Scene {
 
     fn uploader(&self) -> Uploader {
         let (home, state) = (Arc::clone(&self.device.home), self.device.state.clone());
-        let events = self.device.events.clone();
-        let keeper = self.device.keeper.clone();
-        Uploader::new(home, state, keeper, events, CHECKOUT, "vm")
+        Uploader::new(home, state, self.device.keeper.clone(), CHECKOUT)
     }
 
     fn sealer(&self) -> Sealer {
@@ -173,19 +171,22 @@ async fn a_record_is_written_down_before_it_is_first_sent() {
 }
 
 #[tokio::test]
-async fn whoever_listens_hears_of_progress() {
+async fn the_reporter_follows_from_push_to_commit() {
     let scene = Scene::new().await;
-    let mut events = scene.device.events.subscribe();
     let root = scene.seal(1, 3);
+    let sent = scene
+        .uploader()
+        .stream(root.id, &scene.reporter)
+        .await
+        .unwrap();
+    let progress = scene.reporter.now();
+    assert_eq!(
+        (progress.phase, progress.done_bytes),
+        (Phase::Push, sent.bytes)
+    );
     scene.commit(&scene.draft(root, None)).await.unwrap();
-    let mut phases = Vec::new();
-    while let Ok(event) = events.try_recv() {
-        if let Event::Progress { name, progress, .. } = event {
-            assert_eq!(name, "vm");
-            phases.push(progress.phase);
-        }
-    }
-    assert_eq!(phases.last(), Some(&Phase::Commit));
+    let progress = scene.reporter.now();
+    assert_eq!((progress.phase, progress.waits_for), (Phase::Commit, None));
 }
 
 #[tokio::test]
