@@ -1,22 +1,26 @@
-//! The edits of one generation to zones 0 and 1 of the map.
+//! Edits of the map by key: values, tombstones and cleared ranges, in whatever order they are made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 
-use img_index::{Key, KeyRange, Value, Xattr};
+use img_index::{Edit, Key, KeyRange, Value, Xattr};
 
-/// What one generation says about a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Said<'a> {
-    Value(&'a Value),
+/// What changes say about a key of zone 0 or 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layer {
+    /// The key has this value.
+    Value(Value),
+    /// The key does not exist.
     Deleted,
-    Nothing,
+    /// The root knows.
+    Below,
 }
 
 /// Values and tombstones by key, over cleared ranges that hide whatever lies below.
 ///
 /// An edit counts as newer than the clear that covers it: a clear removes the edits it finds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Edits {
+pub struct Edits {
     keys: BTreeMap<Key, Option<Value>>,
     /// Disjoint, not even adjacent: start → exclusive end.
     cleared: BTreeMap<Key, Key>,
@@ -33,15 +37,17 @@ impl Edits {
         self.bytes
     }
 
-    pub(crate) fn set(&mut self, key: Key, value: Option<Value>) {
+    /// Sets a key, or deletes it.
+    pub fn set(&mut self, key: Key, value: Option<Value>) {
         self.bytes += cost(&key, value.as_ref());
-        let cost_key = key.as_bytes().len();
+        let key_len = key.as_bytes().len();
         if let Some(old) = self.keys.insert(key, value) {
-            self.bytes -= cost_of(cost_key, old.as_ref());
+            self.bytes -= cost_of(key_len, old.as_ref());
         }
     }
 
-    pub(crate) fn clear(&mut self, range: KeyRange) {
+    /// Deletes every key of a range, the edits made so far included.
+    pub fn clear(&mut self, range: KeyRange) {
         let KeyRange { mut start, mut end } = range;
         if start >= end {
             return;
@@ -69,16 +75,18 @@ impl Edits {
         self.cleared.insert(start, end);
     }
 
-    pub(crate) fn get(&self, key: &Key) -> Said<'_> {
+    /// Looks a key up.
+    pub fn get(&self, key: &Key) -> Layer {
         match self.keys.get(key) {
-            Some(Some(value)) => Said::Value(value),
-            Some(None) => Said::Deleted,
-            None if self.is_cleared(key) => Said::Deleted,
-            None => Said::Nothing,
+            Some(Some(value)) => Layer::Value(value.clone()),
+            Some(None) => Layer::Deleted,
+            None if self.is_cleared(key) => Layer::Deleted,
+            None => Layer::Below,
         }
     }
 
-    pub(crate) fn keys(&self) -> &BTreeMap<Key, Option<Value>> {
+    /// Values and tombstones in the order of their keys.
+    pub fn keys(&self) -> &BTreeMap<Key, Option<Value>> {
         &self.keys
     }
 
@@ -98,9 +106,14 @@ impl Edits {
         self.cleared.range(from..to)
     }
 
-    /// All cleared ranges in order.
-    pub(crate) fn cleared(&self) -> &BTreeMap<Key, Key> {
-        &self.cleared
+    /// All edits as [`img_index::apply()`] takes them: sorted, none overlapping another.
+    pub fn sorted(&self) -> impl Iterator<Item = Edit> + '_ {
+        Sorted {
+            keys: self.keys.iter().peekable(),
+            cleared: self.cleared.iter().peekable(),
+            clearing: None,
+            ready: None,
+        }
     }
 
     fn is_cleared(&self, key: &Key) -> bool {
@@ -108,6 +121,69 @@ impl Edits {
             .range(..=key)
             .next_back()
             .is_some_and(|(_, end)| key < end)
+    }
+}
+
+/// Lays keys and cleared ranges out as one sorted list without overlaps.
+struct Sorted<'a> {
+    keys: Peekable<btree_map::Iter<'a, Key, Option<Value>>>,
+    cleared: Peekable<btree_map::Iter<'a, Key, Key>>,
+    /// What is left of the cleared range under way.
+    clearing: Option<KeyRange>,
+    /// What comes right behind the clear that was answered last.
+    ready: Option<Edit>,
+}
+
+impl Iterator for Sorted<'_> {
+    type Item = Edit;
+
+    fn next(&mut self) -> Option<Edit> {
+        if let Some(edit) = self.ready.take() {
+            return Some(edit);
+        }
+        loop {
+            let key = self.keys.peek().map(|(key, _)| *key);
+            if self.clearing.is_none()
+                && let Some((start, end)) = self
+                    .cleared
+                    .next_if(|(start, _)| key.is_none_or(|key| *start <= key))
+            {
+                self.clearing = Some(KeyRange {
+                    start: start.clone(),
+                    end: end.clone(),
+                });
+            }
+            let Some(range) = self.clearing.take() else {
+                let (key, value) = self.keys.next()?;
+                return Some(match value {
+                    Some(value) => Edit::Put(key.clone(), value.clone()),
+                    None => Edit::Delete(key.clone()),
+                });
+            };
+            let Some((key, value)) = self.keys.next_if(|(key, _)| range.contains(key)) else {
+                return Some(Edit::Clear(range));
+            };
+            let Some(value) = value else {
+                // A tombstone inside a cleared range says nothing new.
+                self.clearing = Some(range);
+                continue;
+            };
+            let put = Edit::Put(key.clone(), value.clone());
+            let before = KeyRange {
+                start: range.start,
+                end: key.clone(),
+            };
+            let behind = KeyRange {
+                start: key.successor(),
+                end: range.end,
+            };
+            self.clearing = Some(behind).filter(|range| !range.is_empty());
+            if before.is_empty() {
+                return Some(put);
+            }
+            self.ready = Some(put);
+            return Some(Edit::Clear(before));
+        }
     }
 }
 

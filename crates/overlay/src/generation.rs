@@ -8,7 +8,7 @@ use img_index::{Inode, Key, KeyParts, KeyRange, Value};
 use img_types::limits::BLOCK_SIZE;
 
 use crate::change::Change;
-use crate::edits::{Edits, Said};
+use crate::edits::{Edits, Layer};
 use crate::ranges::{INFINITY, Ranges, Source};
 
 /// Numbers the generations of a checkout; grows with every freeze.
@@ -27,17 +27,6 @@ impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-/// What the overlay says about a key of zones 0 and 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Layer {
-    /// The key has this value.
-    Value(Value),
-    /// The key does not exist.
-    Deleted,
-    /// The root knows.
-    Below,
 }
 
 /// The changes of one generation. Nothing outside the stack's top can alter one.
@@ -101,11 +90,7 @@ impl Generation {
 
     /// Looks up what this generation alone says about a key of zone 0 or 1.
     pub fn get(&self, key: &Key) -> Layer {
-        match self.edits.get(key) {
-            Said::Value(value) => Layer::Value(value.clone()),
-            Said::Deleted => Layer::Deleted,
-            Said::Nothing => Layer::Below,
-        }
+        self.edits.get(key)
     }
 }
 

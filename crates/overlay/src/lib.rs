@@ -22,7 +22,8 @@ mod stage;
 mod view;
 
 pub use change::Change;
-pub use generation::{Generation, GenerationId, Layer};
+pub use edits::{Edits, Layer};
+pub use generation::{Generation, GenerationId};
 pub use overlay::{Overlay, Piece};
 pub use plan::{BlockPlan, Blocks, Dirty, DirtySource, InodePlan, SealPlan, plan};
 pub use policy::{BlockAction, decide};

@@ -10,7 +10,8 @@ use img_types::limits::{
 };
 
 use crate::change::Change;
-use crate::generation::{Generation, GenerationId, Layer, Open};
+use crate::edits::Layer;
+use crate::generation::{Generation, GenerationId, Open};
 use crate::ranges::Source;
 use crate::view::RangeView;
 

@@ -1,10 +1,8 @@
 //! What a seal has to write for one closed generation.
 
-use std::collections::btree_map;
-use std::iter::Peekable;
 use std::sync::Arc;
 
-use img_index::{Edit, Extent, Inode, Key, KeyRange, Value};
+use img_index::{Extent, Inode};
 use img_types::limits::BLOCK_SIZE;
 
 use crate::edits::Edits;
@@ -23,9 +21,9 @@ pub fn plan(generation: &Generation) -> SealPlan<'_> {
 }
 
 impl<'a> SealPlan<'a> {
-    /// The edits of zones 0 and 1, sorted and disjoint.
-    pub fn edits(&self) -> impl Iterator<Item = Edit> + use<'a> {
-        Sorted::new(self.generation.edits())
+    /// The edits of zones 0 and 1.
+    pub fn edits(&self) -> &'a Edits {
+        self.generation.edits()
     }
 
     /// The inodes whose data changed, in order.
@@ -178,80 +176,6 @@ impl Blocks<'_> {
             });
         }
         block
-    }
-}
-
-/// Lays keys and cleared ranges out as one sorted list without overlaps.
-struct Sorted<'a> {
-    keys: Peekable<btree_map::Iter<'a, Key, Option<Value>>>,
-    cleared: Peekable<btree_map::Iter<'a, Key, Key>>,
-    /// What is left of the cleared range under way.
-    clearing: Option<KeyRange>,
-    /// What comes right behind the clear that was answered last.
-    ready: Option<Edit>,
-}
-
-impl<'a> Sorted<'a> {
-    fn new(edits: &'a Edits) -> Self {
-        Self {
-            keys: edits.keys().iter().peekable(),
-            cleared: edits.cleared().iter().peekable(),
-            clearing: None,
-            ready: None,
-        }
-    }
-}
-
-impl Iterator for Sorted<'_> {
-    type Item = Edit;
-
-    fn next(&mut self) -> Option<Edit> {
-        if let Some(edit) = self.ready.take() {
-            return Some(edit);
-        }
-        loop {
-            let key = self.keys.peek().map(|(key, _)| *key);
-            if self.clearing.is_none()
-                && let Some((start, end)) = self
-                    .cleared
-                    .next_if(|(start, _)| key.is_none_or(|key| *start <= key))
-            {
-                self.clearing = Some(KeyRange {
-                    start: start.clone(),
-                    end: end.clone(),
-                });
-            }
-            let Some(range) = self.clearing.take() else {
-                let (key, value) = self.keys.next()?;
-                return Some(match value {
-                    Some(value) => Edit::Put(key.clone(), value.clone()),
-                    None => Edit::Delete(key.clone()),
-                });
-            };
-            let Some((key, value)) = self.keys.next_if(|(key, _)| range.contains(key)) else {
-                return Some(Edit::Clear(range));
-            };
-            let Some(value) = value else {
-                // A tombstone inside a cleared range says nothing new.
-                self.clearing = Some(range);
-                continue;
-            };
-            let put = Edit::Put(key.clone(), value.clone());
-            let before = KeyRange {
-                start: range.start,
-                end: key.clone(),
-            };
-            let behind = KeyRange {
-                start: key.successor(),
-                end: range.end,
-            };
-            self.clearing = Some(behind).filter(|range| !range.is_empty());
-            if before.is_empty() {
-                return Some(put);
-            }
-            self.ready = Some(put);
-            return Some(Edit::Clear(before));
-        }
     }
 }
 

@@ -54,7 +54,7 @@ impl State {
     fn fold(&mut self, generation: &Generation, arena: &[u8]) {
         let plan = plan(generation);
         let mut last: Option<Key> = None;
-        for edit in plan.edits() {
+        for edit in plan.edits().sorted() {
             let (first, next) = match &edit {
                 Edit::Put(key, _) | Edit::Delete(key) => (key.clone(), key.successor()),
                 Edit::Clear(range) => (range.start.clone(), range.end.clone()),
