@@ -116,6 +116,27 @@ impl Trust<'_> {
         if !in_time {
             return Err(RecordError::Signature);
         }
+        self.open_signed(image, signed)
+    }
+
+    /// Opens a commit that was verified before and kept on this device; its signer may have been revoked since.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn reopen_commit(&self, image: ImageId, bytes: &[u8]) -> Result<OpenCommit, RecordError> {
+        let signed = SignedCommit::decode(bytes).map_err(|_| RecordError::Malformed)?;
+        if signed.record.image != image {
+            return Err(RecordError::Misplaced);
+        }
+        self.open_signed(image, signed)
+    }
+
+    fn open_signed(&self, image: ImageId, signed: SignedCommit) -> Result<OpenCommit, RecordError> {
+        let record = &signed.record;
+        let signer = self
+            .roster
+            .member(&record.device)
+            .ok_or(RecordError::Signature)?;
         signed
             .verify(&self.home, &signer.member.keys.sign)
             .map_err(|_| RecordError::Signature)?;

@@ -4,16 +4,23 @@
 //! scripts in `docs/control-api.md`. A daemon serves one state folder, one home and one user.
 
 pub mod arena;
+pub mod block;
+pub mod checkouts;
 pub mod commits;
+pub mod control;
+pub mod daemon;
 pub mod enrol;
 pub mod error;
 pub mod events;
 pub mod home;
 pub mod identity;
+pub mod images;
+pub mod import;
 pub mod journal;
 pub mod keeper;
 pub mod mount;
 pub mod objects;
+pub mod seal;
 pub mod state;
 pub mod stream;
 pub mod tree;

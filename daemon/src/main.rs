@@ -1,3 +1,80 @@
-//! Entry point.
+//! The device daemon's program: arguments, logging, signals.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use imgd::control;
+use imgd::daemon::Daemon;
+use imgd::state::State;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Serves the checkouts of one user: mounts images, keeps changes, streams them home.
+#[derive(Debug, Parser)]
+#[command(name = "imgd", version)]
+struct Arguments {
+    /// State folder [default: $XDG_DATA_HOME/imgd]
+    #[arg(long, env = "IMGD_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Socket of the control API [default: in the named state folder, else $XDG_RUNTIME_DIR/imgd.sock]
+    #[arg(long, env = "IMGD_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("IMGCTL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let named = arguments.state.is_some();
+    let state_dir = match arguments.state {
+        Some(dir) => std::path::absolute(dir)?,
+        None => default_state()?,
+    };
+    let state = State::open(&state_dir)
+        .with_context(|| format!("the state folder {}", state_dir.display()))?;
+    let socket = arguments
+        .socket
+        .unwrap_or_else(|| control::default_path(&state_dir, named));
+    let listener = control::bind(&socket)
+        .await
+        .with_context(|| format!("the socket {}", socket.display()))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let daemon = Daemon::start(state, socket.clone()).await?;
+    tracing::info!(state = %state_dir.display(), socket = %socket.display(), "imgd serves");
+    let serving = axum::serve(listener, control::router(daemon.clone()));
+    tokio::select! {
+        served = serving => served?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("imgd ends; checkouts are synced and unmounted, leases are kept");
+    // A socket that is gone tells imgctl at once.
+    std::fs::remove_file(&socket).ok();
+    daemon.stop().await;
+    Ok(())
+}
+
+fn default_state() -> anyhow::Result<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(data) = folder("XDG_DATA_HOME") {
+        return Ok(PathBuf::from(data).join("imgd"));
+    }
+    let home = folder("HOME").context("there is no HOME to keep the state in; use --state")?;
+    Ok(PathBuf::from(home).join(".local/share/imgd"))
+}

@@ -196,15 +196,20 @@ impl Objects {
         self.cache.contains(id)
     }
 
-    /// Brings an object to the disk without opening it.
+    /// Brings an object to the disk without opening it. Returns its length if it had to be fetched.
     ///
     /// # Errors
     /// It could not be had.
-    pub async fn bring(self: &Arc<Self>, id: &ObjectId, class: Class) -> Result<(), FetchError> {
-        if !self.is_local(id) {
-            self.fetch(id, class).await?;
+    pub async fn bring(
+        self: &Arc<Self>,
+        id: &ObjectId,
+        class: Class,
+    ) -> Result<Option<u64>, FetchError> {
+        if self.is_local(id) {
+            return Ok(None);
         }
-        Ok(())
+        let sealed = self.fetch(id, class).await?;
+        Ok(Some(sealed.len() as u64))
     }
 
     /// Keeps a sealed object on the disk; blocks on it.

@@ -210,7 +210,8 @@ CREATE TABLE checkouts (
     base BLOB,
     holder BLOB,
     sealed_bytes INTEGER NOT NULL DEFAULT 0,
-    sent_bytes INTEGER NOT NULL DEFAULT 0
+    sent_bytes INTEGER NOT NULL DEFAULT 0,
+    descriptor BLOB NOT NULL
 ) STRICT;
 CREATE TABLE checkpoints (
     number INTEGER PRIMARY KEY,

@@ -19,6 +19,8 @@ pub struct CheckoutRow {
     pub image: ImageId,
     /// The image's name when it was opened.
     pub name: String,
+    /// The image's signed descriptor when it was opened.
+    pub descriptor: Vec<u8>,
     /// Where it is mounted.
     pub dir: PathBuf,
     /// How far its life is.
@@ -106,7 +108,7 @@ impl Database {
     /// The database failed.
     pub fn add_checkout(&mut self, row: &CheckoutRow) -> Result<(), StateError> {
         self.sql.execute(
-            &format!("INSERT INTO checkouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"),
+            &format!("INSERT INTO checkouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"),
             params![
                 row.checkout.as_bytes(),
                 row.image.as_bytes(),
@@ -122,6 +124,7 @@ impl Database {
                 row.holder,
                 row.sealed_bytes,
                 row.sent_bytes,
+                row.descriptor,
             ],
         )?;
         Ok(())
@@ -350,7 +353,8 @@ fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {
         holder: row.get(11)?,
         sealed_bytes: row.get(12)?,
         sent_bytes: row.get(13)?,
+        descriptor: row.get(14)?,
     })
 }
 
-const COLUMNS: &str = "checkout, image, name, dir, stage, read_only, owner_map, ttl_ms, offline, opened, base, holder, sealed_bytes, sent_bytes";
+const COLUMNS: &str = "checkout, image, name, dir, stage, read_only, owner_map, ttl_ms, offline, opened, base, holder, sealed_bytes, sent_bytes, descriptor";

@@ -20,6 +20,7 @@ fn row() -> CheckoutRow {
         checkout: CheckoutId::from_bytes([1; 32]),
         image: ImageId::from_bytes([2; 32]),
         name: "vm".into(),
+        descriptor: b"descriptor".to_vec(),
         dir: "/mnt/vm".into(),
         stage: Stage::Opening,
         read_only: false,

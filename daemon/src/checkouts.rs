@@ -1,0 +1,381 @@
+//! What is checked out on this device: opening, finding, recovering and ending checkouts.
+//!
+//! Owns the list; each checkout is owned by a worker task ([`worker`]) that is sent commands. Leases belong to
+//! [`crate::keeper`], files to [`crate::tree`], mounts to [`crate::mount`]; here is decided what happens to them,
+//! in which order. `docs/architecture.md` describes the paths, the design of leases the order of durable writes.
+
+mod hydrate;
+mod opening;
+mod processes;
+mod recovery;
+mod status;
+mod work;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use img_lease::holder::Kind as LeaseKind;
+use img_proto::LeaseTerms;
+use img_types::{CheckoutId, CommitId, ImageId, ImageName};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::error::{ApiError, Kind};
+use crate::events::{Event, Events, Reporter};
+use crate::home::Home;
+use crate::images::{CommitSpec, Images};
+use crate::keeper::{Clock, Keeper};
+use crate::state::{CheckpointRow, State};
+use crate::tree::Tree;
+
+use hydrate::Hydration;
+use status::View;
+use worker::Command;
+
+/// All checkouts of this device.
+#[derive(Debug)]
+pub struct Checkouts {
+    shared: Arc<Shared>,
+}
+
+/// What every checkout works with.
+#[derive(Debug)]
+struct Shared {
+    home: Arc<Home>,
+    images: Images,
+    state: State,
+    events: Events,
+    keeper: Keeper,
+    clock: Clock,
+    open: Mutex<BTreeMap<CheckoutId, Arc<Checkout>>>,
+    /// Folders and checkouts that are being opened.
+    opening: Mutex<BTreeSet<Opening>>,
+    heads: Mutex<BTreeMap<ImageId, CommitId>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Opening {
+    Dir(PathBuf),
+    Checkout(CheckoutId),
+}
+
+/// One checkout, for those who ask about it or want something of it.
+#[derive(Debug)]
+pub struct Checkout {
+    shared: Arc<Shared>,
+    id: CheckoutId,
+    image: ImageId,
+    name: String,
+    dir: PathBuf,
+    opened: img_types::WallMillis,
+    /// Nothing where only the lease is left to be given back.
+    tree: Option<Arc<Tree>>,
+    reporter: Reporter,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    fetched_before: (u64, u64),
+    hydration: Hydration,
+}
+
+/// How a person names a checkout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// By its image's name: the leased one, else the only one.
+    Name(ImageName),
+    /// By its folder.
+    Dir(PathBuf),
+}
+
+/// Whose files the image's owner's are shown as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerChoice {
+    /// The mounter's.
+    Map,
+    /// As they are stored.
+    Keep,
+}
+
+/// A checkout that is wanted.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    /// Of which image.
+    pub name: ImageName,
+    /// Where; absolute.
+    pub dir: PathBuf,
+    /// Without a lease.
+    pub read_only: bool,
+    /// Of which commit; only without a lease.
+    pub at: Option<CommitSpec>,
+    /// Terms of the lease.
+    pub terms: LeaseTerms,
+    /// Whether everything is fetched in the background.
+    pub hydrate: bool,
+    /// Also over a lapsed lease with newer work at home.
+    pub take_over: bool,
+    /// How owners are shown; by who runs the daemon where nothing is said.
+    pub owner: Option<OwnerChoice>,
+}
+
+/// A commit that is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct CommitRequest {
+    /// What the person says about it.
+    pub message: String,
+    /// Also from an orphan, if nothing was committed since.
+    pub adopt_orphan: bool,
+    /// Also over a lapsed lease with newer work at home.
+    pub take_over: bool,
+    /// A read-only checkout keeps the lease that it took for this.
+    pub keep: bool,
+}
+
+impl Checkouts {
+    /// The checkout that a person means.
+    ///
+    /// # Errors
+    /// There is none, or the name alone does not say which.
+    pub fn find(&self, which: &Which) -> Result<Arc<Checkout>, ApiError> {
+        let open = self.shared.list();
+        match which {
+            Which::Dir(dir) => {
+                let dir = resolve(dir);
+                let found = open.into_iter().find(|checkout| checkout.dir == dir);
+                found.ok_or_else(|| {
+                    ApiError::not_found(
+                        format!("Nothing is checked out at {}.", dir.display()),
+                        "`imgctl status` lists the checkouts of this device.",
+                    )
+                })
+            }
+            Which::Name(name) => {
+                let mut found: Vec<_> = open
+                    .into_iter()
+                    .filter(|checkout| checkout.name == name.as_str())
+                    .collect();
+                if let Some(at) = found.iter().position(|checkout| !checkout.is_read_only()) {
+                    return Ok(found.swap_remove(at));
+                }
+                match (found.pop(), found.is_empty()) {
+                    (None, _) => Err(ApiError::not_found(
+                        format!("{name} is not checked out on this device."),
+                        format!(
+                            "`imgctl checkout {name}` checks it out; `imgctl status` lists the checkouts."
+                        ),
+                    )),
+                    (Some(only), true) => Ok(only),
+                    (Some(_), false) => Err(ApiError::usage(format!(
+                        "{name} is checked out more than once; say which by its folder (`imgctl status` lists them)."
+                    ))),
+                }
+            }
+        }
+    }
+
+    /// The status of every checkout.
+    pub fn list_json(&self) -> Vec<Value> {
+        let open = self.shared.list();
+        open.iter().map(|checkout| checkout.to_json()).collect()
+    }
+
+    /// The folder of an image's checkout: the leased one, else another.
+    pub fn dir_of(&self, image: ImageId) -> Option<String> {
+        let mut of_image: Vec<_> = self.shared.of_image(image);
+        of_image.sort_by_key(|checkout| checkout.is_read_only());
+        let first = of_image.first()?;
+        Some(first.dir.display().to_string())
+    }
+
+    /// The checkpoints of an image that exist only here.
+    pub fn checkpoints_of(&self, image: ImageId) -> Vec<CheckpointRow> {
+        let of_image = self.shared.of_image(image);
+        let leased = of_image.iter().find(|checkout| !checkout.is_read_only());
+        leased.map_or_else(Vec::new, |checkout| {
+            checkout.view.borrow().checkpoints.clone()
+        })
+    }
+
+    /// Whether a grant for a checkout is awaited or in use.
+    pub fn wants(&self, checkout: CheckoutId) -> bool {
+        let opening = lock(&self.shared.opening).contains(&Opening::Checkout(checkout));
+        opening || lock(&self.shared.open).contains_key(&checkout)
+    }
+
+    /// The home answers again.
+    pub fn home_is_back(&self) {
+        if !lock(&self.shared.open).is_empty() {
+            self.refresh_heads();
+        }
+    }
+
+    /// The home says that an image has changed.
+    pub fn image_changed(&self, image: ImageId) {
+        if !self.shared.of_image(image).is_empty() {
+            self.refresh_heads();
+        }
+    }
+
+    /// Syncs and unmounts everything; leases and what is uncommitted stay as they are.
+    pub async fn stop(&self) {
+        let stopping = self.shared.list().into_iter().map(|checkout| async move {
+            let _ = checkout.ask(|done| Command::Stop { done }).await;
+        });
+        futures_util::future::join_all(stopping).await;
+    }
+
+    /// Learns the heads of the images that are checked out, and tells of those that moved.
+    fn refresh_heads(&self) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            match shared.images.list().await {
+                Ok(listing) if !listing.stale => {
+                    for image in listing.images {
+                        if let Some(head) = image.head_id() {
+                            shared.saw_head(image.row.image, image.name().as_str(), head);
+                        }
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the images could not be listed"),
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn list(&self) -> Vec<Arc<Checkout>> {
+        lock(&self.open).values().cloned().collect()
+    }
+
+    fn of_image(&self, image: ImageId) -> Vec<Arc<Checkout>> {
+        let open = lock(&self.open);
+        let of_image = open.values().filter(|checkout| checkout.image == image);
+        of_image.cloned().collect()
+    }
+
+    fn head(&self, image: ImageId) -> Option<CommitId> {
+        lock(&self.heads).get(&image).copied()
+    }
+
+    fn saw_head(&self, image: ImageId, name: &str, head: CommitId) {
+        let before = lock(&self.heads).insert(image, head);
+        if before != Some(head) {
+            let name = name.to_owned();
+            self.events.send(Event::Head { image, name, head });
+        }
+    }
+
+    fn tell_state(&self, checkout: &Checkout, state: &'static str) {
+        self.events.send(Event::Checkout {
+            checkout: checkout.id,
+            name: checkout.name.clone(),
+            dir: checkout.dir.display().to_string(),
+            state,
+        });
+    }
+}
+
+impl Checkout {
+    /// Where its operations say how far they are.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    /// Takes a checkpoint; returns when it is durable on this device.
+    ///
+    /// # Errors
+    /// The disk is full, or the checkout is ending.
+    pub async fn checkpoint(&self, message: String) -> Result<Value, ApiError> {
+        let cut = self
+            .ask(|done| Command::Checkpoint { message, done })
+            .await??;
+        Ok(cut.to_json())
+    }
+
+    /// Commits everything up to now; returns when it is at home, or with `wait` unset when the checkpoint is
+    /// durable on this device.
+    ///
+    /// # Errors
+    /// The home is away or refuses, or the checkout may not commit.
+    pub async fn commit(&self, request: CommitRequest, wait: bool) -> Result<Value, ApiError> {
+        let (committed, outcome) = oneshot::channel();
+        let cut = self
+            .ask(|done| Command::Commit {
+                request,
+                done,
+                committed,
+            })
+            .await??;
+        if !wait {
+            return Ok(cut.to_json());
+        }
+        outcome.await.map_err(|_| ending())?
+    }
+
+    /// Closes the checkout.
+    ///
+    /// # Errors
+    /// Files are open, or something would be lost, or the home is away: then it finishes by itself.
+    pub async fn release(&self, discard: bool) -> Result<Value, ApiError> {
+        self.ask(|done| Command::Release { discard, done }).await?
+    }
+
+    /// Fetches everything of the checkout's root. Returns the objects that were fetched, and their bytes.
+    ///
+    /// # Errors
+    /// The home is away, or something does not verify.
+    pub async fn hydrate(&self, reporter: &Reporter) -> Result<(u64, u64), ApiError> {
+        let root = self.tree.as_ref().and_then(|tree| tree.root());
+        let Some(root) = root else {
+            return Ok((0, 0));
+        };
+        self.hydration
+            .run(self.shared.home.objects(), root, reporter)
+            .await
+            .map_err(|error| hydrate::explain(&error, &self.name))
+    }
+
+    async fn mount_again(&self) -> Result<(), ApiError> {
+        self.ask(|done| Command::Mount { done }).await?
+    }
+
+    fn is_read_only(&self) -> bool {
+        let holder = self.shared.keeper.holder(self.id);
+        holder.is_some_and(|holder| holder.kind() == LeaseKind::ReadOnly)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, ApiError> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.commands.send(command(done)).await;
+        sent.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())
+    }
+}
+
+fn ending() -> ApiError {
+    ApiError::new(
+        Kind::Failed,
+        "The checkout has ended, or the daemon is ending.",
+        "`imgctl status` shows where things stand.",
+    )
+}
+
+/// A folder's path without links; as it is where it does not exist.
+fn resolve(dir: &Path) -> PathBuf {
+    // Of the folder itself only the parent is looked at: a dead mount answers nothing.
+    let resolved = dir
+        .parent()
+        .zip(dir.file_name())
+        .and_then(|(parent, name)| Some(parent.canonicalize().ok()?.join(name)));
+    resolved.unwrap_or_else(|| dir.to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,468 @@
+//! Checking an image out: the lease, the tree, the mount.
+//!
+//! Order: the row is written down → the lease is asked for → base and lease are durable → the tree is made → it
+//! is mounted. A failure anywhere undoes what came before; a crash leaves a row that recovery completes or drops.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use img_lease::Terms;
+use img_lease::holder::{Granted, Holder};
+use img_proto::{Answer, Call};
+use img_types::{CheckoutId, RequestId};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::hydrate::Hydration;
+use super::worker::{Beginning, Worker};
+use super::{
+    Checkout, Checkouts, OpenRequest, Opening, OwnerChoice, Shared, lock, recovery, resolve, work,
+};
+use crate::commits::OpenCommit;
+use crate::error::{ApiError, Kind};
+use crate::events::{self, Phase, Reporter};
+use crate::home::CallError;
+use crate::images::Image;
+use crate::keeper::{self, Label, luck};
+use crate::state::{CheckoutRow, Stage};
+use crate::tree::{ObjectSource, OwnerMapping, Tree, TreeConfig};
+
+impl Checkouts {
+    /// Checks an image out; answers the checkout that is there if it is asked for again.
+    ///
+    /// # Errors
+    /// The folder is in use, somebody else holds the lease, or the home is away.
+    pub async fn open(
+        &self,
+        mut request: OpenRequest,
+        reporter: &Reporter,
+    ) -> Result<Arc<Checkout>, ApiError> {
+        request.dir = resolve(&request.dir);
+        let dir = Opening::Dir(request.dir.clone());
+        let _claim = Claim::new(&self.shared, dir).ok_or_else(|| {
+            ApiError::usage(format!(
+                "Something is being checked out at {} already.",
+                request.dir.display()
+            ))
+        })?;
+        if let Some(there) = self.there(&request).await? {
+            return Ok(there);
+        }
+        let made_dir = prepare_dir(&request.dir)?;
+        let opened = self.open_in(&request, reporter).await;
+        match &opened {
+            Ok(checkout) if request.hydrate => hydrate_later(checkout),
+            Ok(_) => {}
+            Err(_) if made_dir => drop(std::fs::remove_dir(&request.dir)),
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// The checkout that is open in the folder already.
+    async fn there(&self, request: &OpenRequest) -> Result<Option<Arc<Checkout>>, ApiError> {
+        let open = self.shared.list();
+        let Some(there) = open
+            .into_iter()
+            .find(|checkout| checkout.dir == request.dir)
+        else {
+            return Ok(None);
+        };
+        if there.name != request.name.as_str() || there.is_read_only() != request.read_only {
+            return Err(not_empty(
+                &request.dir,
+                &format!("{} is checked out there", there.name),
+            ));
+        }
+        there.mount_again().await?;
+        Ok(Some(there))
+    }
+
+    async fn open_in(
+        &self,
+        request: &OpenRequest,
+        reporter: &Reporter,
+    ) -> Result<Arc<Checkout>, ApiError> {
+        let shared = &self.shared;
+        reporter.phase(Phase::Fetch, None);
+        let image = shared.images.find(&request.name).await?;
+        if !request.read_only {
+            self.refuse_second(&image)?;
+        }
+        let checkout = CheckoutId::from_bytes(random());
+        let _claim = Claim::new(shared, Opening::Checkout(checkout));
+        let mut row = CheckoutRow {
+            checkout,
+            image: image.row.image,
+            name: request.name.to_string(),
+            descriptor: image.row.descriptor.to_vec(),
+            dir: request.dir.clone(),
+            stage: Stage::Opening,
+            read_only: request.read_only,
+            owner_map: match request.owner {
+                Some(choice) => choice == OwnerChoice::Map,
+                None => !rustix::process::geteuid().is_root(),
+            },
+            terms: request.terms,
+            opened: events::now(),
+            base: None,
+            holder: None,
+            sealed_bytes: 0,
+            sent_bytes: 0,
+        };
+        let added = row.clone();
+        shared
+            .state
+            .with(move |db| db.add_checkout(&added))
+            .await
+            .map_err(ApiError::failed)?;
+        let standing = if request.read_only {
+            self.stand_still(&image, request, checkout).await
+        } else {
+            self.acquire(&image, request, checkout).await
+        };
+        let (base, holder, grant) = match standing {
+            Ok(standing) => standing,
+            Err(error) => {
+                self.undo(&row, None).await;
+                return Err(error);
+            }
+        };
+        row.stage = Stage::Open;
+        row.base = base.as_ref().map(|base| base.signed.to_bytes());
+        row.holder = Some(keeper::encode(&holder));
+        let opened = self
+            .begin(row.clone(), image, base, &holder, grant, reporter)
+            .await;
+        if opened.is_err() {
+            self.undo(&row, Some(&holder)).await;
+        }
+        opened
+    }
+
+    /// One leased checkout of an image is enough.
+    fn refuse_second(&self, image: &Image) -> Result<(), ApiError> {
+        let of_image = self.shared.of_image(image.row.image);
+        let Some(first) = of_image
+            .into_iter()
+            .find(|checkout| !checkout.is_read_only())
+        else {
+            return Ok(());
+        };
+        let (name, dir) = (image.name(), first.dir.display());
+        Err(ApiError::new(
+            Kind::Leased,
+            format!("{name} is checked out on this device already, at {dir}."),
+            format!("Use it there, or close it with `imgctl release {name}`; read-only checkouts may be anywhere."),
+        )
+        .with("dir", dir.to_string()))
+    }
+
+    /// A read-only checkout stands on the commit that is asked for.
+    async fn stand_still(
+        &self,
+        image: &Image,
+        request: &OpenRequest,
+        checkout: CheckoutId,
+    ) -> Result<(Option<OpenCommit>, Holder, Option<RequestId>), ApiError> {
+        let base = match &request.at {
+            Some(spec) => Some(self.shared.images.resolve(image, spec).await?),
+            None => image.head.clone(),
+        };
+        let id = base.as_ref().map(|base| base.id);
+        Ok((base, Holder::read_only(image.row.image, checkout, id), None))
+    }
+
+    /// A leased checkout stands on the head of the same transaction that granted the lease.
+    async fn acquire(
+        &self,
+        image: &Image,
+        request: &OpenRequest,
+        checkout: CheckoutId,
+    ) -> Result<(Option<OpenCommit>, Holder, Option<RequestId>), ApiError> {
+        let shared = &self.shared;
+        let name = request.name.as_str();
+        let explain = |error: &CallError| shared.home.explain(error, name);
+        let sent = shared.clock.now();
+        let call = Call::Acquire {
+            image: image.row.image,
+            checkout,
+            terms: request.terms,
+            expect_head: None,
+            take_over: request.take_over,
+        };
+        let mutated = shared.home.mutate(call).await;
+        let mutated = mutated.map_err(|error| explain(&error))?;
+        let Answer::Granted {
+            token,
+            ttl_ms,
+            head,
+            ..
+        } = mutated.answer
+        else {
+            return Err(explain(&CallError::Protocol("no grant")));
+        };
+        let mut row = image.row.clone();
+        row.head = head;
+        // The head may have moved since the image was listed; its number is what it says itself.
+        let verified = shared.images.verify_head(row).await;
+        let terms = Terms {
+            ttl_ms,
+            mode: request.terms.mode,
+        };
+        let head = match verified {
+            Ok(head) => head,
+            Err(error) => {
+                let gave_back = work::give_back(shared, image.row.image, checkout, token).await;
+                gave_back.map_err(|error| explain(&error))?;
+                shared
+                    .home
+                    .settle(mutated.request)
+                    .await
+                    .map_err(ApiError::failed)?;
+                return Err(error);
+            }
+        };
+        let granted = Granted {
+            token,
+            terms,
+            head: head.as_ref().map(|head| head.id),
+            sent,
+            luck: luck(),
+        };
+        let holder = Holder::leased(image.row.image, checkout, &granted);
+        Ok((head, holder, Some(mutated.request)))
+    }
+
+    /// Makes grant, tree and mount, in this order.
+    async fn begin(
+        &self,
+        row: CheckoutRow,
+        image: Image,
+        base: Option<OpenCommit>,
+        holder: &Holder,
+        grant: Option<RequestId>,
+        reporter: &Reporter,
+    ) -> Result<Arc<Checkout>, ApiError> {
+        let shared = &self.shared;
+        let granted = row.clone();
+        shared
+            .state
+            .with(move |db| {
+                let (base, holder) = (granted.base.as_deref(), granted.holder.as_deref());
+                db.checkout_granted(granted.checkout, base, holder, grant)
+            })
+            .await
+            .map_err(ApiError::failed)?;
+        let label = label(&row);
+        shared
+            .keeper
+            .keep(label, holder.clone())
+            .await
+            .map_err(ApiError::failed)?;
+        reporter.phase(Phase::Mount, None);
+        let config = tree_config(&row, &image.descriptor.boundary, base.as_ref());
+        let dir = shared.state.checkout_dir(row.checkout);
+        let source = Arc::new(ObjectSource(Arc::clone(shared.home.objects())));
+        let tree = tokio::task::spawn_blocking(move || {
+            recovery::private_dir(&dir)?;
+            let tree = Tree::create(&dir, config, source, &Handle::current())?;
+            Ok::<_, anyhow::Error>(tree)
+        });
+        let tree = tree
+            .await
+            .map_err(ApiError::failed)?
+            .map_err(ApiError::failed)?;
+        let beginning = Beginning {
+            shared: Arc::clone(shared),
+            row,
+            descriptor: image.descriptor,
+            tree: Some(tree),
+            base,
+            checkpoints: Vec::new(),
+            reporter: Reporter::new(Phase::Mount),
+            pending: false,
+        };
+        let checkout = begin(beginning, true)?;
+        shared.tell_state(&checkout, keeper::word(holder.kind()));
+        tracing::info!(checkout = %checkout.id.short(), name = checkout.name, "checked out");
+        Ok(checkout)
+    }
+
+    /// Takes back what an opening that failed has left.
+    async fn undo(&self, row: &CheckoutRow, holder: Option<&Holder>) {
+        let shared = Arc::clone(&self.shared);
+        let (image, checkout) = (row.image, row.checkout);
+        if let Some(token) = holder.and_then(|holder| holder.token())
+            && let Err(error) = work::give_back(&shared, image, checkout, token).await
+        {
+            tracing::warn!(%error, "a lease of a checkout that failed lasts until it lapses");
+        }
+        if shared.keeper.forget(checkout).await.is_err() {
+            tracing::debug!("the daemon is ending");
+        }
+        let removed = tokio::task::spawn_blocking(move || {
+            recovery::remove(&shared.state, &shared.home, checkout)
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(%error, "a checkout that failed is removed at the next start");
+        }
+    }
+}
+
+/// Starts the worker of a checkout, mounts it if `mounts`, and lists it.
+pub(super) fn begin(beginning: Beginning, mounts: bool) -> Result<Arc<Checkout>, ApiError> {
+    let shared = Arc::clone(&beginning.shared);
+    let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+    let row = &beginning.row;
+    let (id, image, name, dir, opened) = (
+        row.checkout,
+        row.image,
+        row.name.clone(),
+        row.dir.clone(),
+        row.opened,
+    );
+    let (tree, reporter) = (beginning.tree.clone(), beginning.reporter.clone());
+    let (mut worker, view) = Worker::new(beginning);
+    if mounts {
+        worker.mount()?;
+    }
+    let checkout = Arc::new(Checkout {
+        fetched_before: shared.home.objects().fetched(),
+        shared: Arc::clone(&shared),
+        id,
+        image,
+        name,
+        dir,
+        opened,
+        tree,
+        reporter,
+        commands,
+        view,
+        hydration: Hydration::default(),
+    });
+    lock(&shared.open).insert(id, Arc::clone(&checkout));
+    tokio::spawn(worker.run(inbox));
+    tokio::spawn(tell_progress(Arc::downgrade(&checkout)));
+    Ok(checkout)
+}
+
+/// Tells everybody how far a checkout's operations are, as long as it is listed.
+async fn tell_progress(checkout: std::sync::Weak<Checkout>) {
+    let Some(mut progress) = checkout
+        .upgrade()
+        .map(|checkout| checkout.reporter.subscribe())
+    else {
+        return;
+    };
+    while progress.changed().await.is_ok() {
+        let Some(checkout) = checkout.upgrade() else {
+            return;
+        };
+        checkout.shared.events.send(events::Event::Progress {
+            checkout: checkout.id,
+            name: checkout.name.clone(),
+            progress: progress.borrow_and_update().clone(),
+        });
+        drop(checkout);
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+fn hydrate_later(checkout: &Arc<Checkout>) {
+    let checkout = Arc::clone(checkout);
+    tokio::spawn(async move {
+        if let Err(error) = checkout.hydrate(&Reporter::new(Phase::Fetch)).await {
+            tracing::warn!(%error, name = checkout.name, "not everything was fetched");
+        }
+    });
+}
+
+/// How a person knows the checkout of a row.
+pub(super) fn label(row: &CheckoutRow) -> Label {
+    Label {
+        name: row.name.clone(),
+        dir: row.dir.display().to_string(),
+    }
+}
+
+/// What a row's tree is made over.
+pub(super) fn tree_config(
+    row: &CheckoutRow,
+    boundary: &img_index::Boundary,
+    base: Option<&OpenCommit>,
+) -> TreeConfig {
+    let owner = if row.owner_map {
+        OwnerMapping::Map {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
+    } else {
+        OwnerMapping::Keep
+    };
+    TreeConfig {
+        root: base.map(OpenCommit::root),
+        boundary: *boundary,
+        owner,
+    }
+}
+
+/// Makes the folder to mount on, or checks that it is empty. Returns whether it was made.
+fn prepare_dir(dir: &Path) -> Result<bool, ApiError> {
+    crate::mount::detach_dead(dir).map_err(ApiError::failed)?;
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(false),
+            Some(_) => Err(not_empty(dir, "the folder is not empty")),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir(dir).map_err(|error| {
+                ApiError::usage(format!("{} cannot be made: {error}.", dir.display()))
+            })?;
+            Ok(true)
+        }
+        Err(error) => Err(ApiError::usage(format!(
+            "{} cannot be mounted on: {error}.",
+            dir.display()
+        ))),
+    }
+}
+
+fn not_empty(dir: &Path, why: &str) -> ApiError {
+    ApiError::new(
+        Kind::NotEmpty,
+        format!("Nothing can be checked out at {}: {why}.", dir.display()),
+        "Choose a folder that is empty or does not exist.",
+    )
+}
+
+/// Marks a folder or a checkout as being opened while it lives.
+struct Claim<'a> {
+    shared: &'a Shared,
+    what: Opening,
+}
+
+impl<'a> Claim<'a> {
+    fn new(shared: &'a Shared, what: Opening) -> Option<Self> {
+        let new = lock(&shared.opening).insert(what.clone());
+        new.then_some(Self { shared, what })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.opening).remove(&self.what);
+    }
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
+    bytes
+}
+
+/// Commands that wait for a checkout's worker.
+const COMMANDS_MAX: usize = 64;
+/// How often everybody is told of progress at most.
+const PROGRESS_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);

@@ -1,0 +1,114 @@
+//! Who keeps files of a folder open, read from /proc.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::{ApiError, Kind};
+
+/// A process that uses a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pid: u32,
+    command: String,
+}
+
+/// The processes that have files below a folder open, stand in it or map files of it. What this user may not
+/// look at is not found. Reads links only, so that it never asks the mount itself.
+pub(super) fn users_of(dir: &Path) -> Vec<User> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let own = std::process::id();
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != own && uses(*pid, dir))
+        .map(|pid| User {
+            pid,
+            command: command(pid),
+        })
+        .take(USERS_MAX)
+        .collect()
+}
+
+/// The error that names them.
+pub(super) fn busy(dir: &Path, users: &[User]) -> ApiError {
+    let named: Vec<_> = users
+        .iter()
+        .map(|user| format!("{} ({})", user.command, user.pid))
+        .collect();
+    let message = if named.is_empty() {
+        format!("Files in {} are open.", dir.display())
+    } else {
+        format!(
+            "Files in {} are open in {}.",
+            dir.display(),
+            named.join(", ")
+        )
+    };
+    let processes: Vec<Value> = users
+        .iter()
+        .map(|user| json!({ "pid": user.pid, "command": user.command }))
+        .collect();
+    let hint = "Close them there (also shells that stand in the folder), then ask again.";
+    ApiError::new(Kind::Busy, message, hint).with("processes", processes)
+}
+
+fn uses(pid: u32, dir: &Path) -> bool {
+    let process = Path::new("/proc").join(pid.to_string());
+    let inside = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(dir));
+    if ["cwd", "root", "exe"]
+        .iter()
+        .any(|link| inside(&process.join(link)))
+    {
+        return true;
+    }
+    ["fd", "map_files"].iter().any(|folder| {
+        let links = std::fs::read_dir(process.join(folder));
+        links.is_ok_and(|links| links.flatten().any(|link| inside(&link.path())))
+    })
+}
+
+fn command(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.map_or_else(|_| "?".into(), |name| name.trim().to_owned())
+}
+
+/// Processes that are named at most.
+const USERS_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_that_stands_in_a_folder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        assert!(users_of(&dir).is_empty());
+        let mut child = Command::new("cat")
+            .current_dir(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has started once it echoes.
+        child.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
+        let mut echoed = [0; 2];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut echoed).unwrap();
+        let users = users_of(&dir);
+        let error = busy(&dir, &users);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let expected = User {
+            pid: child.id(),
+            command: "cat".into(),
+        };
+        assert_eq!(users, [expected]);
+        assert!(error.message.contains(&format!("cat ({})", child.id())));
+        assert_eq!(error.to_json()["processes"][0]["command"], "cat");
+    }
+}

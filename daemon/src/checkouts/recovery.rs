@@ -1,0 +1,146 @@
+//! Brings every checkout back after a restart, whatever ended the daemon.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use tokio::runtime::Handle;
+
+use super::opening::{begin, label, tree_config};
+use super::worker::Beginning;
+use super::{Checkouts, Shared};
+use crate::commits::{OpenCommit, OpenDescriptor};
+use crate::events::{Events, Phase, Reporter};
+use crate::home::Home;
+use crate::images::Images;
+use crate::keeper::{self, Clock, Keeper};
+use crate::state::{CheckoutRow, Stage, State};
+use crate::tree::{ObjectSource, Tree, TreeError};
+
+pub(super) use super::worker::remove;
+
+impl Checkouts {
+    /// Goes on with every checkout of the state folder: trees are recovered, dead mounts detached and mounted
+    /// anew, commits and releases that were under way resumed.
+    ///
+    /// # Errors
+    /// The state folder fails. A checkout that does not come back is left out, with its work, and logged.
+    pub async fn recover(
+        home: Arc<Home>,
+        images: Images,
+        state: State,
+        events: Events,
+    ) -> anyhow::Result<Arc<Self>> {
+        let rows = state.with(|db| db.checkouts()).await?;
+        let (unfinished, rows): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| row.stage == Stage::Opening);
+        for row in unfinished {
+            // A grant that comes for it still is given back by whoever repeats the call.
+            let (state, home) = (state.clone(), Arc::clone(&home));
+            tokio::task::spawn_blocking(move || remove(&state, &home, row.checkout)).await??;
+        }
+        let mut kept = Vec::new();
+        for row in &rows {
+            if let Some(holder) = &row.holder {
+                kept.push((label(row), keeper::decode(holder)?));
+            }
+        }
+        let keeper = Keeper::start(Arc::clone(&home), state.clone(), events.clone(), kept);
+        let shared = Arc::new(Shared {
+            home,
+            images,
+            state,
+            events,
+            keeper,
+            clock: Clock::new(),
+            open: Mutex::default(),
+            opening: Mutex::default(),
+            heads: Mutex::new(BTreeMap::new()),
+        });
+        for row in rows {
+            let (checkout, dir) = (row.checkout, row.dir.clone());
+            if let Err(error) = recover_one(&shared, row).await {
+                tracing::error!(
+                    checkout = %checkout.short(), dir = %dir.display(), "a checkout does not come back: {error:#}"
+                );
+            }
+        }
+        Ok(Arc::new(Self { shared }))
+    }
+}
+
+async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<()> {
+    let checkout = row.checkout;
+    let descriptor = shared
+        .images
+        .trusted(|trust| trust.open_descriptor(row.image, &row.descriptor))?;
+    let base = open_base(shared, &row)?;
+    let (checkpoints, pending) = shared
+        .state
+        .with(move |db| Ok((db.checkpoints(checkout)?, db.pending_commit(checkout)?)))
+        .await?;
+    let dir = row.dir.clone();
+    tokio::task::spawn_blocking(move || crate::mount::detach_dead(&dir)).await??;
+    let tree = match row.stage {
+        Stage::Discarding => None,
+        _ => Some(recover_tree(shared, &row, &descriptor, base.as_ref()).await?),
+    };
+    let mounts = row.stage == Stage::Open;
+    let beginning = Beginning {
+        shared: Arc::clone(shared),
+        row,
+        descriptor,
+        tree,
+        base,
+        checkpoints,
+        reporter: Reporter::new(Phase::Mount),
+        pending: pending.is_some(),
+    };
+    let checkout = begin(beginning, false)?;
+    if mounts && let Err(error) = checkout.mount_again().await {
+        tracing::error!(dir = %checkout.dir.display(), %error, "a checkout is not mounted");
+    }
+    Ok(())
+}
+
+fn open_base(shared: &Shared, row: &CheckoutRow) -> anyhow::Result<Option<OpenCommit>> {
+    let Some(base) = &row.base else {
+        return Ok(None);
+    };
+    // It was verified when it became the base; a revocation since then does not change that.
+    let base = shared
+        .images
+        .trusted(|trust| trust.reopen_commit(row.image, base))?;
+    Ok(Some(base))
+}
+
+async fn recover_tree(
+    shared: &Shared,
+    row: &CheckoutRow,
+    descriptor: &OpenDescriptor,
+    base: Option<&OpenCommit>,
+) -> anyhow::Result<Arc<Tree>> {
+    let config = tree_config(row, &descriptor.boundary, base);
+    let dir = shared.state.checkout_dir(row.checkout);
+    let source = Arc::new(ObjectSource(Arc::clone(shared.home.objects())));
+    let recovered = tokio::task::spawn_blocking(move || {
+        private_dir(&dir)?;
+        match Tree::recover(&dir, config.clone(), source.clone(), &Handle::current()) {
+            // The daemon ended between the grant and the tree: nothing was written yet.
+            Err(TreeError::Exists { exists: false }) => {
+                Tree::create(&dir, config, source, &Handle::current())
+            }
+            recovered => recovered,
+        }
+    });
+    Ok(recovered.await??)
+}
+
+/// Makes a folder that only its owner enters.
+pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

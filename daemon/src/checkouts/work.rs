@@ -1,0 +1,287 @@
+//! What a checkout's worker has done in the background: one seal, one commit, the end of a lease.
+
+use std::sync::Arc;
+
+use img_index::{Boundary, Fact, Key, ReadError, Value};
+use img_lease::holder::{Event as LeaseEvent, Granted, Kind as LeaseKind};
+use img_overlay::GenerationId;
+use img_proto::{Answer, Call, Class, LeaseTerms};
+use img_records::CommitKind;
+use img_seal::Reference;
+use img_types::{CheckoutId, CommitId, ImageId, Token};
+
+use super::{CommitRequest, Shared};
+use crate::commits::OpenCommit;
+use crate::error::{ApiError, Kind};
+use crate::events::{Phase, Reporter};
+use crate::home::CallError;
+use crate::journal::JournalError;
+use crate::keeper::{KeeperError, luck};
+use crate::objects::{FetchError, Objects};
+use crate::seal::{SealError, SealedRoot, seal_generation};
+use crate::stream::{Draft, Settled, UploadError, Uploader};
+use crate::tree::Tree;
+
+/// Why a generation is not a root yet.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SealingError {
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Why a root is no commit.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Lease(#[from] KeeperError),
+    /// The checkout may not commit as it is asked to.
+    #[error("{}", .0.message)]
+    Forbidden(ApiError),
+}
+
+/// Seals the oldest closed generation of a tree, if there is one.
+pub(super) async fn seal_oldest(
+    objects: Arc<Objects>,
+    tree: Arc<Tree>,
+    boundary: Boundary,
+    checkout: CheckoutId,
+) -> Result<Option<(GenerationId, SealedRoot)>, SealingError> {
+    let Some(closed) = tree.closed_oldest() else {
+        return Ok(None);
+    };
+    let generation = closed.generation.id();
+    let sealed = seal_generation(&objects, &closed, &boundary, checkout).await?;
+    let swapped = tokio::task::spawn_blocking(move || tree.sealed(generation, sealed.root)).await;
+    match swapped {
+        Ok(swapped) => swapped?,
+        Err(_) => return Err(SealError::Ending.into()),
+    }
+    Ok(Some((generation, sealed)))
+}
+
+/// A root that is to become a commit.
+#[derive(Debug)]
+pub(super) struct CommitJob {
+    pub(super) shared: Arc<Shared>,
+    pub(super) checkout: CheckoutId,
+    pub(super) image: ImageId,
+    pub(super) name: String,
+    pub(super) terms: LeaseTerms,
+    pub(super) base: Option<OpenCommit>,
+    pub(super) root: Reference,
+    pub(super) generation_max: u64,
+    pub(super) sealed_bytes: u64,
+    pub(super) request: CommitRequest,
+    pub(super) reporter: Reporter,
+}
+
+impl CommitJob {
+    /// Brings the root home and makes it a commit.
+    pub(super) async fn run(self) -> Result<Settled, CommitError> {
+        let shared = Arc::clone(&self.shared);
+        let uploader = Uploader::new(
+            Arc::clone(&shared.home),
+            shared.state.clone(),
+            shared.keeper.clone(),
+            self.checkout,
+        );
+        let (files, logical_bytes) = totals(shared.home.objects(), self.root).await?;
+        let late = self.is_late()?;
+        let token = match shared
+            .keeper
+            .holder(self.checkout)
+            .and_then(|holder| holder.token())
+        {
+            Some(token) => token,
+            None => {
+                // Uploaded first: the lease is taken for a moment only.
+                uploader.stream(self.root.id, &self.reporter).await?;
+                self.acquire().await?
+            }
+        };
+        let draft = Draft {
+            image: self.image,
+            checkout: self.checkout,
+            token,
+            base: self.base.clone(),
+            root: self.root,
+            message: self.request.message.clone(),
+            kind: CommitKind::Commit,
+            logical_bytes,
+            files,
+            sealed_bytes: self.sealed_bytes,
+        };
+        let outcome = uploader
+            .commit(&draft, self.generation_max, &self.reporter)
+            .await;
+        let gives_back = match late {
+            Some(LeaseKind::ReadOnly) => outcome.is_err() || !self.request.keep,
+            Some(_) => outcome.is_err(),
+            None => false,
+        };
+        if gives_back && !matches!(outcome, Err(UploadError::Superseded)) {
+            give_back(&shared, self.image, self.checkout, token).await?;
+            shared
+                .keeper
+                .apply(self.checkout, LeaseEvent::GivenBack)
+                .await?;
+        }
+        Ok(outcome?)
+    }
+
+    /// What the checkout is if it has to take the lease for this commit.
+    fn is_late(&self) -> Result<Option<LeaseKind>, CommitError> {
+        let holder = self.shared.keeper.holder(self.checkout);
+        match holder.map(|holder| holder.kind()) {
+            Some(LeaseKind::Leased | LeaseKind::Lapsed) => Ok(None),
+            Some(LeaseKind::Orphan) if !self.request.adopt_orphan => {
+                Err(CommitError::Forbidden(orphan(&self.name)))
+            }
+            Some(kind) => Ok(Some(kind)),
+            None => Err(CommitError::Lease(KeeperError::Unknown)),
+        }
+    }
+
+    /// Takes the lease, which succeeds exactly while nothing was committed since and nobody holds it.
+    async fn acquire(&self) -> Result<Token, CommitError> {
+        let shared = &self.shared;
+        let sent = shared.clock.now();
+        let call = Call::Acquire {
+            image: self.image,
+            checkout: self.checkout,
+            terms: self.terms,
+            expect_head: self.base.as_ref().map(|base| base.id),
+            take_over: self.request.take_over,
+        };
+        let granted = shared.home.mutate(call).await?;
+        let Answer::Granted { token, ttl_ms, .. } = granted.answer else {
+            return Err(CallError::Protocol("no grant").into());
+        };
+        let event = LeaseEvent::Granted(Granted {
+            token,
+            terms: img_lease::Terms {
+                ttl_ms,
+                mode: self.terms.mode,
+            },
+            head: self.base.as_ref().map(|base| base.id),
+            sent,
+            luck: luck(),
+        });
+        shared.keeper.apply(self.checkout, event).await?;
+        shared
+            .home
+            .settle(granted.request)
+            .await
+            .map_err(CallError::from)?;
+        Ok(token)
+    }
+}
+
+/// Gives a lease back; waits out an absent home. A lease that is gone already is given back.
+pub(super) async fn give_back(
+    shared: &Shared,
+    image: ImageId,
+    checkout: CheckoutId,
+    token: Token,
+) -> Result<(), CallError> {
+    loop {
+        let call = Call::Release {
+            image,
+            checkout,
+            token,
+        };
+        match shared.home.mutate(call).await {
+            Ok(released) => return Ok(shared.home.settle(released.request).await?),
+            Err(CallError::Refused(refusal)) => {
+                tracing::debug!(%refusal, "a lease was gone before it was given back");
+                return Ok(());
+            }
+            Err(CallError::Away) => shared.home.reachable().await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends what the home keeps for a checkout: its lease, or the pin of what it read.
+pub(super) async fn end_at_home(
+    shared: Arc<Shared>,
+    image: ImageId,
+    checkout: CheckoutId,
+    base: Option<CommitId>,
+    reporter: Reporter,
+) -> Result<(), CallError> {
+    reporter.phase(Phase::Release, None);
+    let holder = shared.keeper.holder(checkout);
+    if let Some(token) = holder.as_ref().and_then(|holder| holder.token()) {
+        return give_back(&shared, image, checkout, token).await;
+    }
+    let pinned = holder.is_some_and(|holder| holder.kind() == LeaseKind::ReadOnly);
+    if let Some(commit) = base.filter(|_| pinned) {
+        // A pin that stays ends by itself.
+        let unpinned = shared.home.mutate(Call::Unpin { commit, checkout }).await;
+        if let Ok(unpinned) = unpinned {
+            shared.home.settle(unpinned.request).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Files of an image and the sum of their sizes, as its index says.
+async fn totals(objects: &Arc<Objects>, root: Reference) -> Result<(u64, u64), FetchError> {
+    let key = Key::fact(Fact::Totals);
+    loop {
+        match img_index::get(&**objects, &root, &key) {
+            Ok(Some(Value::Totals {
+                files,
+                logical_bytes,
+            })) => return Ok((files, logical_bytes)),
+            Ok(_) => return Ok((0, 0)),
+            Err(ReadError::Absent(absent)) => {
+                objects.fetch_nodes(&absent.0, Class::Control).await?;
+            }
+            Err(ReadError::Misplaced(id)) => return Err(FetchError::Corrupt(id)),
+        }
+    }
+}
+
+/// The checkout's token has been superseded.
+pub(super) fn orphan(name: &str) -> ApiError {
+    ApiError::new(
+        Kind::Orphan,
+        format!(
+            "This checkout of {name} is orphaned: its lease went to somebody else. Its work is kept here."
+        ),
+        format!(
+            "If nothing was committed since: `imgctl commit {name} --adopt-orphan`. Save it elsewhere with `imgctl export`, or drop it with `imgctl release {name} --discard`."
+        ),
+    )
+}
+
+/// The error for a person.
+pub(super) fn explain(shared: &Shared, error: &CommitError, name: &str) -> ApiError {
+    match error {
+        CommitError::Forbidden(error) => error.clone(),
+        CommitError::Upload(UploadError::Superseded) => orphan(name),
+        CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {
+            shared.home.explain(error, name)
+        }
+        CommitError::Fetch(FetchError::Away) => shared.home.explain(&CallError::Away, name),
+        CommitError::Fetch(FetchError::Missing(_) | FetchError::Corrupt(_))
+        | CommitError::Upload(UploadError::Lost(_) | UploadError::Record(_)) => ApiError::new(
+            Kind::Corrupt,
+            format!("{name} cannot be committed: {error}. What is here is kept."),
+            "`imgctl doctor` checks this device.",
+        ),
+        CommitError::Lease(_) | CommitError::Upload(_) | CommitError::Fetch(_) => {
+            ApiError::failed(error)
+        }
+    }
+}

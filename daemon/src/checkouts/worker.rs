@@ -1,0 +1,617 @@
+//! The task that owns one checkout: its mount, its cuts, what is sealed and streamed, and its end.
+//!
+//! ```text
+//!  open ──release──▶ releasing ──nothing uncommitted──▶ ending ──lease given back──▶ gone
+//!    ▲  ──discard──▶ discarding ───────────────────────▶ ending
+//!    └── the home refuses the last commit ──┘
+//! ```
+//!
+//! Commands and the outcomes of background work come in one at a time; between two the worker starts what can go
+//! on: at most one seal, one commit and one farewell at a time. Sealing does not wait for streaming, so that
+//! checkpoints go on while a slow link is busy.
+
+mod commit;
+mod ending;
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::Arc;
+
+use img_overlay::GenerationId;
+use img_proto::LeaseTerms;
+use img_seal::Reference;
+use img_types::{CheckoutId, ImageId};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::{Instant, interval, sleep_until};
+
+use super::status::{Cut, View};
+use super::work::{self, CommitError, SealingError};
+use super::{CommitRequest, Shared};
+use crate::commits::{OpenCommit, OpenDescriptor};
+use crate::error::{ApiError, Kind};
+use crate::events::{self, Reporter};
+use crate::home::CallError;
+use crate::mount::{MountConfig, Mounted};
+use crate::seal::{SealError, SealedRoot};
+use crate::state::{CheckpointRow, Stage};
+use crate::stream::{Settled, UploadError};
+use crate::tree::{FreezeError, Tree};
+
+use commit::Wish;
+pub(super) use ending::remove;
+
+/// What others want of a checkout.
+#[derive(Debug)]
+pub(super) enum Command {
+    Checkpoint {
+        message: String,
+        done: oneshot::Sender<Result<Cut, ApiError>>,
+    },
+    Commit {
+        request: CommitRequest,
+        done: oneshot::Sender<Result<Cut, ApiError>>,
+        committed: oneshot::Sender<Result<Value, ApiError>>,
+    },
+    Release {
+        discard: bool,
+        done: oneshot::Sender<Result<Value, ApiError>>,
+    },
+    /// Mounts again what somebody unmounted.
+    Mount {
+        done: oneshot::Sender<Result<(), ApiError>>,
+    },
+    /// Syncs and unmounts; the daemon is ending.
+    Stop { done: oneshot::Sender<()> },
+}
+
+/// A cut that waits until an earlier one is sealed.
+struct WaitingCut {
+    message: String,
+    done: oneshot::Sender<Result<Cut, ApiError>>,
+    wish: Option<(CommitRequest, oneshot::Sender<Result<Value, ApiError>>)>,
+}
+
+/// Everything about one checkout.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) checkout: CheckoutId,
+    pub(super) image: ImageId,
+    pub(super) name: String,
+    pub(super) dir: std::path::PathBuf,
+    pub(super) descriptor: OpenDescriptor,
+    pub(super) terms: LeaseTerms,
+    pub(super) stage: Stage,
+    /// Nothing where only the lease is left to be given back.
+    pub(super) tree: Option<Arc<Tree>>,
+    pub(super) mounted: Option<Mounted>,
+    pub(super) base: Option<OpenCommit>,
+    pub(super) checkpoints: Vec<CheckpointRow>,
+    pub(super) reporter: Reporter,
+    pub(super) view: watch::Sender<View>,
+    /// Roots of generations that no commit contains, with the bytes sealed for each.
+    pub(super) roots: BTreeMap<u64, (Reference, u64)>,
+    pub(super) sealed_upto: u64,
+    waiting_cuts: Vec<WaitingCut>,
+    pub(super) wishes: Vec<Wish>,
+    release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
+    sealing: Option<JoinHandle<Result<Option<(GenerationId, SealedRoot)>, SealingError>>>,
+    seal_again: Option<Instant>,
+    streaming: Option<Streaming>,
+    farewell: Option<JoinHandle<Result<(), CallError>>>,
+    farewell_again: Option<Instant>,
+    away_since: Option<Instant>,
+}
+
+/// A commit on its way home.
+struct Streaming {
+    generation_max: u64,
+    task: JoinHandle<Result<Option<Settled>, CommitError>>,
+}
+
+/// What ends a worker.
+enum Flow {
+    GoOn,
+    End,
+}
+
+/// What happens to a worker.
+enum Happened {
+    Commanded(Option<Command>),
+    Sealed(Result<Option<(GenerationId, SealedRoot)>, SealingError>),
+    Streamed(u64, Result<Option<Settled>, CommitError>),
+    SaidFarewell(Result<(), CallError>),
+    GenerationClosed,
+    Unmounted,
+    Ticked,
+}
+
+/// What a worker starts with.
+pub(super) struct Beginning {
+    pub(super) shared: Arc<Shared>,
+    pub(super) row: crate::state::CheckoutRow,
+    pub(super) descriptor: OpenDescriptor,
+    pub(super) tree: Option<Arc<Tree>>,
+    pub(super) base: Option<OpenCommit>,
+    pub(super) checkpoints: Vec<CheckpointRow>,
+    pub(super) reporter: Reporter,
+    /// Whether a commit was signed before the restart.
+    pub(super) pending: bool,
+}
+
+impl Worker {
+    /// A worker that has not begun, and what it shows.
+    pub(super) fn new(beginning: Beginning) -> (Self, watch::Receiver<View>) {
+        let (view, shown) = watch::channel(View::default());
+        let row = beginning.row;
+        let mut worker = Self {
+            shared: beginning.shared,
+            checkout: row.checkout,
+            image: row.image,
+            name: row.name,
+            dir: row.dir,
+            descriptor: beginning.descriptor,
+            terms: row.terms,
+            stage: row.stage,
+            tree: beginning.tree,
+            mounted: None,
+            base: beginning.base,
+            checkpoints: beginning.checkpoints,
+            reporter: beginning.reporter,
+            view,
+            roots: BTreeMap::new(),
+            sealed_upto: 0,
+            waiting_cuts: Vec::new(),
+            wishes: Vec::new(),
+            release_waiters: Vec::new(),
+            sealing: None,
+            seal_again: None,
+            streaming: None,
+            farewell: None,
+            farewell_again: None,
+            away_since: None,
+        };
+        worker.sealed_upto = worker.sealed_before();
+        worker.view.send_modify(|view| {
+            view.sealed_bytes = row.sealed_bytes;
+            view.sent_bytes = row.sent_bytes;
+            view.freeze_us = worker.checkpoints.last().map(|row| row.freeze_us);
+        });
+        worker.show();
+        if beginning.pending {
+            worker.resume_commit();
+        }
+        if worker.stage == Stage::Releasing {
+            worker.wish_for_the_rest();
+        }
+        (worker, shown)
+    }
+
+    /// Mounts the tree.
+    pub(super) fn mount(&mut self) -> Result<(), ApiError> {
+        let Some(tree) = self.tree.clone().filter(|_| self.mounted.is_none()) else {
+            return Ok(());
+        };
+        let config = MountConfig {
+            dir: self.dir.clone(),
+            suid: false,
+            dev: false,
+            shared: rustix::process::geteuid().is_root(),
+        };
+        let mounted = block_in_place(|| {
+            std::fs::create_dir_all(&self.dir)?;
+            Mounted::new(tree, &config, &Handle::current())
+        });
+        self.mounted = Some(mounted.map_err(|error| self.cannot_mount(&error))?);
+        self.set_problem(None);
+        self.show();
+        Ok(())
+    }
+
+    /// Works until the checkout is gone or the daemon ends.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut tick = interval(TICK);
+        loop {
+            self.advance().await;
+            self.show();
+            let happened = self.next(&mut inbox, &mut tick).await;
+            if let Flow::End = self.apply(happened).await {
+                return;
+            }
+        }
+    }
+
+    async fn next(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Command>,
+        tick: &mut tokio::time::Interval,
+    ) -> Happened {
+        let again = [self.seal_again, self.farewell_again]
+            .into_iter()
+            .flatten()
+            .min();
+        tokio::select! {
+            biased;
+            command = inbox.recv() => Happened::Commanded(command),
+            sealed = joined(&mut self.sealing, || SealError::Ending.into()) => {
+                self.sealing = None;
+                Happened::Sealed(sealed)
+            }
+            (generation_max, streamed) = stream_joined(&mut self.streaming) => {
+                self.streaming = None;
+                Happened::Streamed(generation_max, streamed)
+            }
+            said = joined(&mut self.farewell, || CallError::Away) => {
+                self.farewell = None;
+                Happened::SaidFarewell(said)
+            }
+            () = closed(self.tree.as_ref()) => Happened::GenerationClosed,
+            () = unmounted(self.mounted.as_ref()) => Happened::Unmounted,
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                self.seal_again = None;
+                self.farewell_again = None;
+                Happened::Ticked
+            }
+            _ = tick.tick(), if self.somebody_waits() => Happened::Ticked,
+        }
+    }
+
+    async fn apply(&mut self, happened: Happened) -> Flow {
+        match happened {
+            Happened::Commanded(Some(Command::Stop { done })) => {
+                self.stop();
+                let _ = done.send(());
+                return Flow::End;
+            }
+            Happened::Commanded(None) => {
+                self.stop();
+                return Flow::End;
+            }
+            Happened::Commanded(Some(command)) => self.obey(command),
+            Happened::Sealed(Ok(Some((generation, sealed)))) => {
+                self.sealed_upto = generation.0;
+                self.roots
+                    .insert(generation.0, (sealed.root, sealed.sealed_bytes));
+                self.set_problem(None);
+                self.cut_waiting();
+            }
+            Happened::Sealed(Ok(None)) => {}
+            Happened::Sealed(Err(error)) => {
+                tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
+                self.set_problem(Some(format!("Changes are not sealed yet: {error}.")));
+                self.seal_again = Some(Instant::now() + SEAL_PAUSE);
+            }
+            Happened::Streamed(generation_max, Ok(settled)) => {
+                self.committed(generation_max, settled);
+            }
+            Happened::Streamed(_, Err(error)) => self.not_committed(&error),
+            Happened::SaidFarewell(Ok(())) => {
+                self.end().await;
+                return Flow::End;
+            }
+            Happened::SaidFarewell(Err(error)) => {
+                tracing::warn!(checkout = %self.checkout.short(), %error, "the lease is not given back yet");
+                let error = self.shared.home.explain(&error, &self.name);
+                self.answer_release(|| Err(error.clone()));
+                self.farewell_again = Some(Instant::now() + SEAL_PAUSE);
+            }
+            Happened::Unmounted => self.unmounted_by_others(),
+            Happened::GenerationClosed => {}
+            Happened::Ticked => self.notice_absence(),
+        }
+        Flow::GoOn
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Checkpoint { message, done } => self.cut_or_wait(WaitingCut {
+                message,
+                done,
+                wish: None,
+            }),
+            Command::Commit {
+                request,
+                done,
+                committed,
+            } => {
+                if let Err(error) = self.may_commit(&request) {
+                    let _ = done.send(Err(error));
+                    return;
+                }
+                self.cut_or_wait(WaitingCut {
+                    message: request.message.clone(),
+                    done,
+                    wish: Some((request, committed)),
+                });
+            }
+            Command::Release { discard, done } => self.release(discard, done),
+            Command::Mount { done } => {
+                let _ = done.send(self.mount());
+            }
+            // Handled where the task can end.
+            Command::Stop { .. } => {}
+        }
+    }
+
+    /// Starts what can go on.
+    async fn advance(&mut self) {
+        if self.sealing.is_none()
+            && self.seal_again.is_none()
+            && self.stage != Stage::Discarding
+            && let Some(tree) = &self.tree
+            && tree.closed_oldest().is_some()
+        {
+            self.sealing = Some(tokio::spawn(work::seal_oldest(
+                Arc::clone(self.shared.home.objects()),
+                Arc::clone(tree),
+                self.descriptor.boundary,
+                self.checkout,
+            )));
+        }
+        self.start_commit().await;
+        self.start_farewell();
+    }
+
+    fn cut_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting_cuts) {
+            self.cut_or_wait(waiting);
+        }
+    }
+
+    fn cut_or_wait(&mut self, waiting: WaitingCut) {
+        let outcome = match self.cut(&waiting.message) {
+            Ok(outcome) => outcome,
+            Err(FreezeError::Unsealed) => {
+                self.waiting_cuts.push(waiting);
+                return;
+            }
+            Err(error) => {
+                let _ = waiting.done.send(Err(disk_full(&error)));
+                return;
+            }
+        };
+        let (cut, generation) = outcome;
+        if let Some((request, committed)) = waiting.wish {
+            self.wishes.push(Wish {
+                generation,
+                request,
+                committed: Some(committed),
+            });
+        }
+        let _ = waiting.done.send(Ok(cut));
+    }
+
+    /// Takes a cut that is durable when this returns, and the generation that it ends with.
+    fn cut(&mut self, message: &str) -> Result<(Cut, u64), FreezeError> {
+        let Some(tree) = self.tree.clone() else {
+            return Ok((self.unchanged(), 0));
+        };
+        let mounted = self.mounted.as_ref();
+        let frozen = block_in_place(|| {
+            if let Some(mounted) = mounted {
+                mounted.flush_maps();
+            }
+            tree.freeze()
+        })?;
+        let newest = newest_closed(&tree).unwrap_or(self.sealed_upto);
+        let (freeze_us, dirty_bytes) = match frozen {
+            Some(cut) => (cut.freeze_us, cut.dirty_bytes),
+            None if self.has_uncut(&tree, newest) => (0, 0),
+            None => {
+                let generation = self.checkpoints.last().map_or(newest, |row| row.generation);
+                return Ok((self.unchanged(), generation));
+            }
+        };
+        let row = CheckpointRow {
+            checkpoint: random(),
+            checkout: self.checkout,
+            generation: newest,
+            time: events::now(),
+            freeze_us,
+            dirty_bytes,
+            message: message.to_owned(),
+        };
+        let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
+        if let Err(error) = kept {
+            // The cut itself is durable in the checkout's journal; only its name is not.
+            tracing::error!(%error, "a checkpoint could not be written down");
+        }
+        let cut = Cut::new(&row, false);
+        self.checkpoints.push(row);
+        self.view
+            .send_modify(|view| view.freeze_us = Some(freeze_us));
+        Ok((cut, newest))
+    }
+
+    /// Whether a generation closed by its size holds changes that no checkpoint names.
+    fn has_uncut(&self, tree: &Tree, newest: u64) -> bool {
+        match self.checkpoints.last() {
+            Some(row) => newest > row.generation,
+            None => tree.stats().closed > 0 || self.is_ahead(tree),
+        }
+    }
+
+    /// Whether the sealed root is another than the base's.
+    pub(super) fn is_ahead(&self, tree: &Tree) -> bool {
+        tree.root() != self.base.as_ref().map(OpenCommit::root)
+    }
+
+    fn unchanged(&self) -> Cut {
+        match self.checkpoints.last() {
+            Some(row) => Cut::new(row, true),
+            None => Cut {
+                id: self.base.as_ref().map(|base| base.id.to_string()),
+                freeze_us: 0,
+                dirty_bytes: 0,
+                unchanged: true,
+            },
+        }
+    }
+
+    /// Generations before this one were sealed before the daemon started.
+    fn sealed_before(&self) -> u64 {
+        let oldest = self.tree.as_ref().and_then(|tree| tree.closed_oldest());
+        let of_checkpoints = self.checkpoints.iter().map(|row| row.generation);
+        match oldest {
+            Some(oldest) => oldest.generation.id().0.saturating_sub(1),
+            None => of_checkpoints.max().unwrap_or(0),
+        }
+    }
+
+    /// Somebody else unmounted: that is a checkpoint, and the lease stays.
+    fn unmounted_by_others(&mut self) {
+        if let Some(mut mounted) = self.mounted.take()
+            && let Err(error) = block_in_place(|| mounted.unmount())
+        {
+            tracing::warn!(%error, "a mount ended badly");
+        }
+        tracing::info!(checkout = %self.checkout.short(), "a checkout was unmounted; its lease is kept");
+        if let Err(error) = self.cut("") {
+            tracing::warn!(%error, "no checkpoint was taken");
+        }
+    }
+
+    /// Tells those who wait for an absent home that it is, after a while; what they wait for goes on.
+    fn notice_absence(&mut self) {
+        if self.shared.home.connected() {
+            self.away_since = None;
+            return;
+        }
+        let since = *self.away_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < AWAY_PATIENCE {
+            return;
+        }
+        let away = self.shared.home.explain(&CallError::Away, &self.name);
+        for wish in &mut self.wishes {
+            if let Some(committed) = wish.committed.take() {
+                let _ = committed.send(Err(away.clone()));
+            }
+        }
+        self.answer_release(|| Err(away.clone()));
+    }
+
+    fn somebody_waits(&self) -> bool {
+        !self.release_waiters.is_empty() || self.wishes.iter().any(|wish| wish.committed.is_some())
+    }
+
+    pub(super) fn set_problem(&self, problem: Option<String>) {
+        self.view.send_modify(|view| view.problem = problem);
+    }
+
+    fn show(&self) {
+        self.view.send_modify(|view| {
+            view.mounted = self.mounted.is_some();
+            view.base = self.base.as_ref().map(|base| base.id);
+            view.checkpoints.clone_from(&self.checkpoints);
+            view.streaming = self.streaming.is_some();
+            view.releasing = self.stage != Stage::Open;
+        });
+    }
+
+    fn cannot_mount(&self, error: &std::io::Error) -> ApiError {
+        let message = format!(
+            "{} cannot be mounted at {}: {error}.",
+            self.name,
+            self.dir.display()
+        );
+        ApiError::new(
+            Kind::Failed,
+            message,
+            "`imgctl doctor` checks what mounting needs.",
+        )
+    }
+
+    /// Durable and unmounted, as it stands; for the end of the daemon.
+    fn stop(&mut self) {
+        // All of it is repeated after the restart.
+        if let Some(task) = self.sealing.take() {
+            task.abort();
+        }
+        if let Some(streaming) = self.streaming.take() {
+            streaming.task.abort();
+        }
+        if let Some(task) = self.farewell.take() {
+            task.abort();
+        }
+        block_in_place(|| {
+            if let Some(mut mounted) = self.mounted.take()
+                && let Err(error) = mounted.unmount()
+            {
+                tracing::warn!(dir = %self.dir.display(), %error, "files are open; the mount is detached");
+            }
+            if let Some(tree) = &self.tree
+                && let Err(error) = tree.sync()
+            {
+                tracing::error!(%error, "a checkout ends without its last changes");
+            }
+        });
+        self.show();
+    }
+}
+
+/// The newest generation that is closed and not sealed.
+fn newest_closed(tree: &Tree) -> Option<u64> {
+    let oldest = tree.closed_oldest()?.generation.id().0;
+    Some(oldest + tree.stats().closed.saturating_sub(1) as u64)
+}
+
+/// Waits for a task that runs, for ever if there is none; one that panicked ends with `broken`.
+async fn joined<T, E>(
+    task: &mut Option<JoinHandle<Result<T, E>>>,
+    broken: impl FnOnce() -> E,
+) -> Result<T, E> {
+    match task {
+        Some(running) => running.await.unwrap_or_else(|_| Err(broken())),
+        None => pending().await,
+    }
+}
+
+async fn stream_joined(
+    streaming: &mut Option<Streaming>,
+) -> (u64, Result<Option<Settled>, CommitError>) {
+    match streaming {
+        Some(streaming) => {
+            let outcome = (&mut streaming.task).await;
+            let broken = |_| Err(CommitError::Upload(UploadError::Interrupted));
+            (streaming.generation_max, outcome.unwrap_or_else(broken))
+        }
+        None => pending().await,
+    }
+}
+
+async fn closed(tree: Option<&Arc<Tree>>) {
+    match tree {
+        Some(tree) => tree.generation_closed().await,
+        None => pending().await,
+    }
+}
+
+async fn unmounted(mounted: Option<&Mounted>) {
+    match mounted {
+        Some(mounted) => mounted.ended().await,
+        None => pending().await,
+    }
+}
+
+fn disk_full(error: &FreezeError) -> ApiError {
+    ApiError::new(
+        Kind::NoRoom,
+        format!("The checkpoint was not taken: {error}. Nothing is lost."),
+        "Make room on this device and ask again.",
+    )
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
+    bytes
+}
+
+/// How often it is looked whether the home is away while somebody waits.
+const TICK: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long somebody waits for an absent home before hearing that it is.
+const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// Pause before a seal or a farewell that failed is tried again.
+const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -1,0 +1,224 @@
+//! The worker's way from a cut to a commit.
+
+use img_lease::holder::Kind as LeaseKind;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::block_in_place;
+
+use super::{Streaming, Worker};
+use crate::checkouts::CommitRequest;
+use crate::checkouts::work::{self, CommitError, CommitJob};
+use crate::commits::OpenCommit;
+use crate::error::ApiError;
+use crate::keeper::KeeperError;
+use crate::state::Stage;
+use crate::stream::{Settled, UploadError, Uploader};
+
+/// A commit that somebody wants.
+#[derive(Debug)]
+pub(in crate::checkouts) struct Wish {
+    /// The newest generation that it has to contain.
+    pub(in crate::checkouts) generation: u64,
+    pub(in crate::checkouts) request: CommitRequest,
+    /// Nobody any more, where the home was away for long.
+    pub(in crate::checkouts) committed: Option<oneshot::Sender<Result<Value, ApiError>>>,
+}
+
+impl Worker {
+    /// Whether a commit may be asked for at all.
+    pub(super) fn may_commit(&self, request: &CommitRequest) -> Result<(), ApiError> {
+        let holder = self.shared.keeper.holder(self.checkout);
+        match holder.map(|holder| holder.kind()) {
+            Some(LeaseKind::Orphan) if !request.adopt_orphan => Err(work::orphan(&self.name)),
+            Some(LeaseKind::Closed) | None => Err(ApiError::failed(KeeperError::Ended)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Goes on with a commit that was signed before the restart.
+    pub(super) fn resume_commit(&mut self) {
+        let shared = &self.shared;
+        let uploader = Uploader::new(
+            shared.home.clone(),
+            shared.state.clone(),
+            shared.keeper.clone(),
+            self.checkout,
+        );
+        let (generation_max, reporter) = (self.sealed_upto, self.reporter.clone());
+        let task =
+            tokio::spawn(async move { Ok(uploader.resume(generation_max, &reporter).await?) });
+        self.streaming = Some(Streaming {
+            generation_max,
+            task,
+        });
+    }
+
+    /// Wants whatever no commit contains, for a release.
+    pub(in crate::checkouts) fn wish_for_the_rest(&mut self) {
+        let Some(tree) = self.tree.clone() else {
+            return;
+        };
+        match self.cut("") {
+            Ok((_, generation)) => {
+                if generation > 0 || self.is_ahead(&tree) {
+                    self.wishes.push(Wish {
+                        generation,
+                        request: CommitRequest::default(),
+                        committed: None,
+                    });
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the last checkpoint waits"),
+        }
+    }
+
+    /// Starts the next commit, if one is wanted and its generation is sealed.
+    pub(super) async fn start_commit(&mut self) {
+        if self.streaming.is_some() || self.stage == Stage::Discarding {
+            return;
+        }
+        let ready = self
+            .wishes
+            .iter()
+            .filter(|wish| wish.generation <= self.sealed_upto)
+            .max_by_key(|wish| wish.generation);
+        let Some(wish) = ready else {
+            return;
+        };
+        let (generation_max, mut request) = (wish.generation, wish.request.clone());
+        for other in self
+            .wishes
+            .iter()
+            .filter(|other| other.generation <= generation_max)
+        {
+            if request.message.is_empty() {
+                request.message.clone_from(&other.request.message);
+            }
+            request.adopt_orphan |= other.request.adopt_orphan;
+            request.take_over |= other.request.take_over;
+            request.keep |= other.request.keep;
+        }
+        let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);
+        let current = self.tree.as_ref().and_then(|tree| tree.root());
+        let root = match sealed.or(current) {
+            Some(root) if Some(root) != self.base.as_ref().map(OpenCommit::root) => root,
+            _ => {
+                self.nothing_changed(generation_max);
+                return;
+            }
+        };
+        let sealed_bytes = self
+            .roots
+            .range(..=generation_max)
+            .map(|(_, (_, bytes))| bytes)
+            .sum();
+        let job = CommitJob {
+            shared: self.shared.clone(),
+            checkout: self.checkout,
+            image: self.image,
+            name: self.name.clone(),
+            terms: self.terms,
+            base: self.base.clone(),
+            root,
+            generation_max,
+            sealed_bytes,
+            request,
+            reporter: self.reporter.clone(),
+        };
+        self.streaming = Some(Streaming {
+            generation_max,
+            task: tokio::spawn(async move { job.run().await.map(Some) }),
+        });
+    }
+
+    /// What was sealed is what the base has: there is nothing to commit.
+    fn nothing_changed(&mut self, generation_max: u64) {
+        if let Some(base) = &self.base {
+            let (checkout, record) = (self.checkout, base.signed.to_bytes());
+            let view = self.view.borrow().clone();
+            let kept = block_in_place(|| {
+                self.shared.state.now(|db| {
+                    let (sealed, sent) = (view.sealed_bytes, view.sent_bytes);
+                    db.committed(checkout, &record, generation_max, sealed, sent)
+                })
+            });
+            if let Err(error) = kept {
+                tracing::error!(%error, "checkpoints could not be struck out");
+            }
+        }
+        self.forget_upto(generation_max);
+        let answer = json!({
+            "commit": self.base.as_ref().map(|base| base.id),
+            "seq": self.base.as_ref().map(|base| base.record().seq),
+            "sent_bytes": 0,
+            "sealed_bytes": 0,
+            "unchanged": true,
+        });
+        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+    }
+
+    /// A commit is in history, or there was none to go on with.
+    pub(super) fn committed(&mut self, generation_max: u64, settled: Option<Settled>) {
+        let Some(settled) = settled else {
+            return;
+        };
+        let Settled { commit, sent, .. } = settled;
+        let record = commit.record();
+        self.shared.saw_head(self.image, &self.name, commit.id);
+        self.view.send_modify(|view| {
+            view.sealed_bytes = commit.private.sealed_bytes;
+            view.sent_bytes = sent.bytes;
+        });
+        let answer = json!({
+            "commit": commit.id,
+            "seq": record.seq,
+            "sent_bytes": sent.bytes,
+            "sealed_bytes": commit.private.sealed_bytes,
+            "unchanged": false,
+        });
+        tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
+        self.base = Some(commit);
+        self.set_problem(None);
+        self.forget_upto(generation_max);
+        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+    }
+
+    /// A commit did not come about: those who wait for it hear why, and nothing local changes.
+    pub(super) fn not_committed(&mut self, error: &CommitError) {
+        if matches!(error, CommitError::Upload(UploadError::Interrupted)) {
+            return;
+        }
+        let told = work::explain(&self.shared, error, &self.name);
+        tracing::warn!(checkout = %self.checkout.short(), %error, "not committed");
+        self.set_problem(Some(told.message.clone()));
+        self.answer_upto(u64::MAX, |_| Err(told.clone()));
+        if self.stage == Stage::Releasing {
+            self.call_off_release(told);
+        }
+    }
+
+    fn forget_upto(&mut self, generation_max: u64) {
+        self.roots
+            .retain(|generation, _| *generation > generation_max);
+        self.checkpoints
+            .retain(|row| row.generation > generation_max);
+    }
+
+    fn answer_upto(
+        &mut self,
+        generation_max: u64,
+        answer: impl Fn(&Wish) -> Result<Value, ApiError>,
+    ) {
+        let (answered, left) = std::mem::take(&mut self.wishes)
+            .into_iter()
+            .partition(|wish| wish.generation <= generation_max);
+        self.wishes = left;
+        let answered: Vec<Wish> = answered;
+        for mut wish in answered {
+            let outcome = answer(&wish);
+            if let Some(committed) = wish.committed.take() {
+                let _ = committed.send(outcome);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The worker's way from a release to the end of the checkout.
+
+use img_lease::holder::Kind as LeaseKind;
+use img_types::CheckoutId;
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::block_in_place;
+
+use super::Worker;
+use crate::checkouts::{lock, processes, work};
+use crate::error::{ApiError, Kind};
+use crate::events::Phase;
+use crate::home::Home;
+use crate::state::{Stage, State};
+
+impl Worker {
+    /// Begins to close the checkout, or joins those who wait for its end.
+    pub(super) fn release(
+        &mut self,
+        discard: bool,
+        done: oneshot::Sender<Result<Value, ApiError>>,
+    ) {
+        let begun = match (self.stage, discard) {
+            (Stage::Discarding, _) | (Stage::Releasing, false) => Ok(()),
+            (Stage::Opening | Stage::Open | Stage::Releasing, _) => self.begin_release(discard),
+        };
+        match begun {
+            Ok(()) => {
+                self.away_since = None;
+                self.release_waiters.push(done);
+            }
+            Err(error) => {
+                let _ = done.send(Err(error));
+            }
+        }
+    }
+
+    fn begin_release(&mut self, discard: bool) -> Result<(), ApiError> {
+        if !discard {
+            self.refuse_to_lose()?;
+        }
+        self.reporter.phase(Phase::Unmount, None);
+        self.unmount()?;
+        // What was written between the look and the unmount is not lost either.
+        if !discard && let Err(error) = self.refuse_to_lose() {
+            self.mount()?;
+            return Err(error);
+        }
+        if discard {
+            self.discard();
+            return self.enter(Stage::Discarding);
+        }
+        if let Some(tree) = self.tree.clone()
+            && self.is_unsaved()
+        {
+            // Durable before the promise to finish by itself.
+            block_in_place(|| tree.sync()).map_err(|error| {
+                ApiError::new(
+                    Kind::NoRoom,
+                    format!("The last changes cannot be written: {error}."),
+                    "Make room on this device and ask again.",
+                )
+            })?;
+        }
+        self.enter(Stage::Releasing)?;
+        self.wish_for_the_rest();
+        Ok(())
+    }
+
+    /// A checkout that cannot commit is not closed while it holds changes.
+    fn refuse_to_lose(&self) -> Result<(), ApiError> {
+        if !self.is_unsaved() {
+            return Ok(());
+        }
+        let holder = self.shared.keeper.holder(self.checkout);
+        match holder.map(|holder| holder.kind()) {
+            Some(LeaseKind::Orphan) => Err(work::orphan(&self.name)),
+            Some(LeaseKind::ReadOnly) => Err(ApiError::new(
+                Kind::Unsaved,
+                format!("This read-only checkout of {} holds changes.", self.name),
+                format!(
+                    "Commit them with `imgctl commit {0}` (if nothing was committed since), or drop them with `imgctl release {0} --discard`.",
+                    self.dir.display()
+                ),
+            )),
+            Some(LeaseKind::Leased | LeaseKind::Lapsed | LeaseKind::Closed) | None => Ok(()),
+        }
+    }
+
+    /// Whether something here is in no commit at home.
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| {
+            let stats = tree.stats();
+            stats.changed || stats.closed > 0 || self.is_ahead(tree)
+        })
+    }
+
+    fn unmount(&mut self) -> Result<(), ApiError> {
+        let Some(mounted) = &mut self.mounted else {
+            return Ok(());
+        };
+        let unmounted = block_in_place(|| mounted.unmount());
+        match unmounted {
+            Ok(()) => {
+                self.mounted = None;
+                Ok(())
+            }
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+                let users = block_in_place(|| processes::users_of(&self.dir));
+                Err(processes::busy(&self.dir, &users))
+            }
+            Err(error) => Err(ApiError::failed(format!(
+                "{} cannot be unmounted: {error}",
+                self.dir.display()
+            ))),
+        }
+    }
+
+    fn discard(&mut self) {
+        if let Some(streaming) = self.streaming.take() {
+            streaming.task.abort();
+        }
+        if let Some(sealing) = self.sealing.take() {
+            sealing.abort();
+        }
+        for wish in std::mem::take(&mut self.wishes) {
+            if let Some(committed) = wish.committed {
+                let _ = committed.send(Err(ApiError::failed("the changes were dropped")));
+            }
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) -> Result<(), ApiError> {
+        let checkout = self.checkout;
+        block_in_place(|| self.shared.state.now(|db| db.set_stage(checkout, stage)))
+            .map_err(ApiError::failed)?;
+        self.stage = stage;
+        Ok(())
+    }
+
+    /// The last commit was refused: the checkout stays, mounted as before.
+    pub(super) fn call_off_release(&mut self, error: ApiError) {
+        if let Err(failed) = self.enter(Stage::Open) {
+            tracing::error!(error = %failed, "a release could not be called off");
+            return;
+        }
+        if let Err(failed) = self.mount() {
+            tracing::warn!(error = %failed, "a checkout is not mounted again");
+        }
+        self.answer_release(|| Err(error.clone()));
+    }
+
+    /// Gives the lease back, once nothing is left to be committed.
+    pub(super) fn start_farewell(&mut self) {
+        let is_due = match self.stage {
+            Stage::Opening | Stage::Open => false,
+            Stage::Releasing => {
+                let settled = self.wishes.is_empty() && self.streaming.is_none();
+                if settled && self.sealing.is_none() && self.is_unsaved() {
+                    self.wish_for_the_rest();
+                }
+                settled && self.wishes.is_empty() && !self.is_unsaved()
+            }
+            Stage::Discarding => true,
+        };
+        if !is_due || self.farewell.is_some() || self.farewell_again.is_some() {
+            return;
+        }
+        self.farewell = Some(tokio::spawn(work::end_at_home(
+            self.shared.clone(),
+            self.image,
+            self.checkout,
+            self.base.as_ref().map(|base| base.id),
+            self.reporter.clone(),
+        )));
+    }
+
+    /// Nothing at home belongs to this checkout any more: what is here goes too.
+    pub(super) async fn end(&mut self) {
+        // From here on a restart only has to clean up.
+        if let Err(error) = self.enter(Stage::Discarding) {
+            tracing::error!(%error, "a checkout that has ended stays listed");
+        }
+        let shared = self.shared.clone();
+        if shared.keeper.forget(self.checkout).await.is_err() {
+            tracing::debug!("the daemon is ending");
+        }
+        let checkout = lock(&shared.open).remove(&self.checkout);
+        if let Some(checkout) = &checkout {
+            shared.tell_state(checkout, "closed");
+        }
+        drop(checkout);
+        if let Err(error) = block_in_place(|| self.clean_up()) {
+            tracing::warn!(%error, "what a closed checkout left behind is removed at the next start");
+        }
+        tracing::info!(checkout = %self.checkout.short(), name = self.name, "a checkout is closed");
+        let done = json!({
+            "name": self.name,
+            "commit": self.base.as_ref().map(|base| base.id),
+        });
+        self.answer_release(|| Ok(done.clone()));
+    }
+
+    fn clean_up(&mut self) -> anyhow::Result<()> {
+        if let Some(tree) = self.tree.take() {
+            // Nothing may be left to be written once the folder is gone.
+            tree.sync()?;
+        }
+        let state = &self.shared.state;
+        remove(state, &self.shared.home, self.checkout)
+    }
+
+    pub(super) fn answer_release(&mut self, answer: impl Fn() -> Result<Value, ApiError>) {
+        for waiter in std::mem::take(&mut self.release_waiters) {
+            let _ = waiter.send(answer());
+        }
+    }
+}
+
+/// Removes what a checkout has on this device; blocks on the disk. The row goes last, so that it can be repeated.
+pub(in crate::checkouts) fn remove(
+    state: &State,
+    home: &Home,
+    checkout: CheckoutId,
+) -> anyhow::Result<()> {
+    let objects = home.objects();
+    objects.release(checkout, &objects.outbox(checkout))?;
+    match std::fs::remove_dir_all(state.checkout_dir(checkout)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    state.now(|db| db.remove_checkout(checkout))?;
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! `/v1/images` and `/v1/leases`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::{Answer, absolute, image_name, parse};
+use super::stream::{self, HangUp};
+use crate::daemon::Daemon;
+use crate::error::ApiError;
+use crate::events::{Phase, Reporter};
+use crate::images::CreateRequest;
+use crate::import::SourceKind;
+
+pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
+    let member = daemon.member()?;
+    let listing = member.images.list().await?;
+    let rows = listing.images.iter().map(|image| {
+        let here = member.checkouts.dir_of(image.row.image);
+        member.images.to_json(image, here, listing.stale)
+    });
+    Ok(Json(rows.collect()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    name: String,
+    #[serde(default)]
+    from: Option<PathBuf>,
+    #[serde(default, rename = "as")]
+    form: Option<SourceKind>,
+    #[serde(default)]
+    strict: bool,
+}
+
+pub(super) async fn create(
+    State(daemon): State<Arc<Daemon>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let member = daemon.member()?;
+    let request: Create = parse(&body)?;
+    let request = CreateRequest {
+        name: image_name(&request.name)?,
+        from: request.from.map(absolute).transpose()?,
+        form: request.form,
+        strict: request.strict,
+    };
+    let reporter = Reporter::new(Phase::Import);
+    let told = reporter.clone();
+    let work = async move { member.images.create(request, &told).await };
+    Ok(stream::answer(
+        reporter,
+        stream::no_lines(),
+        HangUp::Ends,
+        work,
+    ))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rename {
+    to: String,
+}
+
+pub(super) async fn rename(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Answer {
+    let member = daemon.member()?;
+    let request: Rename = parse(&body)?;
+    let (name, to) = (image_name(&name)?, image_name(&request.to)?);
+    let image = member.images.rename(&name, &to).await?;
+    Ok(Json(
+        json!({ "image": image.row.image, "name": to.as_str() }),
+    ))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn delete(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Query(query): Query<Delete>,
+) -> Answer {
+    let member = daemon.member()?;
+    let image = member
+        .images
+        .delete(&image_name(&name)?, query.force)
+        .await?;
+    Ok(Json(json!({ "image": image.row.image })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    #[serde(default)]
+    limit: Option<usize>,
+}
+
+pub(super) async fn log(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Query(query): Query<Log>,
+) -> Answer {
+    let member = daemon.member()?;
+    let image = member.images.find(&image_name(&name)?).await?;
+    let limit = query.limit.unwrap_or(LOG_LIMIT_DEFAULT);
+    let history = member.images.history(&image, limit).await?;
+    let local = member.checkouts.checkpoints_of(image.row.image);
+    let rows = member.images.log_json(&history, &local);
+    Ok(Json(Value::Array(rows)))
+}
+
+pub(super) async fn leases(State(daemon): State<Arc<Daemon>>) -> Answer {
+    let member = daemon.member()?;
+    let here = |image: &crate::images::Image| member.checkouts.dir_of(image.row.image);
+    let rows = member.images.leases(here).await?;
+    Ok(Json(Value::Array(rows)))
+}
+
+/// Commits that `log` shows where nothing is said.
+const LOG_LIMIT_DEFAULT: usize = 100;

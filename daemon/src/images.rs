@@ -1,0 +1,307 @@
+//! The images of the home, as this device verifies and shows them.
+//!
+//! Owns listing, naming, history and the resolution of what a person writes for a commit. It knows nothing of
+//! checkouts and mounts. Answers have the fields of `docs/control-api.md`.
+
+mod create;
+mod history;
+mod paths;
+
+use std::sync::Arc;
+
+use img_proto::{Answer, Call, ImageRow};
+use img_records::SignedCommit;
+use img_types::{CommitId, DeviceId, ImageName};
+use serde_json::{Value, json};
+
+use crate::commits::{OpenCommit, OpenDescriptor, RecordError, Trust};
+use crate::enrol::device_name;
+use crate::error::{ApiError, Kind};
+use crate::events::{time, time_after};
+use crate::home::{CallError, Home};
+use crate::state::State;
+
+pub use create::CreateRequest;
+pub use history::CommitSpec;
+
+/// The images of one home.
+#[derive(Debug, Clone)]
+pub struct Images {
+    home: Arc<Home>,
+    state: State,
+}
+
+/// An image whose records have been verified.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// What the home says about it.
+    pub row: ImageRow,
+    /// Its name and options.
+    pub descriptor: OpenDescriptor,
+    /// Its newest commit.
+    pub head: Option<OpenCommit>,
+}
+
+/// The images, and whether they are as last seen because the home is away.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// By name.
+    pub images: Vec<Image>,
+    /// Whether the home was not asked.
+    pub stale: bool,
+}
+
+impl Images {
+    /// The images of a home.
+    pub fn new(home: Arc<Home>, state: State) -> Self {
+        Self { home, state }
+    }
+
+    /// All images; as last seen if the home is away.
+    ///
+    /// # Errors
+    /// The home refused, or shows something that does not verify.
+    pub async fn list(&self) -> Result<Listing, ApiError> {
+        let (rows, stale) = match self.home.ask(Call::Images).await {
+            Ok(Answer::Images { images }) => {
+                let rows = images.clone();
+                let kept = self.state.with(move |db| db.set_images(&images)).await;
+                kept.map_err(ApiError::failed)?;
+                (rows, false)
+            }
+            Ok(_) => return Err(self.explain(&CallError::Protocol("no list of images"), "")),
+            Err(CallError::Away) => {
+                let rows = self.state.with(|db| db.images()).await;
+                (rows.map_err(ApiError::failed)?, true)
+            }
+            Err(error) => return Err(self.explain(&error, "")),
+        };
+        let mut images = Vec::with_capacity(rows.len());
+        for row in rows {
+            images.push(self.verify(row).await?);
+        }
+        images.sort_by(|a, b| a.name().cmp(b.name()));
+        Ok(Listing { images, stale })
+    }
+
+    /// One image, as the home shows it now.
+    ///
+    /// # Errors
+    /// There is none of this name, or the home is away.
+    pub async fn find(&self, name: &ImageName) -> Result<Image, ApiError> {
+        let listing = self.list().await?;
+        if listing.stale {
+            return Err(self.explain(&CallError::Away, name.as_str()));
+        }
+        self.pick(listing, name)
+    }
+
+    /// One image, as last seen if the home is away.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn find_seen(&self, name: &ImageName) -> Result<Image, ApiError> {
+        let listing = self.list().await?;
+        self.pick(listing, name)
+    }
+
+    /// Gives an image another name.
+    ///
+    /// # Errors
+    /// The name is taken, or the home is away or refuses.
+    pub async fn rename(&self, name: &ImageName, to: &ImageName) -> Result<Image, ApiError> {
+        let mut image = self.find(name).await?;
+        let mut private = image.descriptor.private.clone();
+        private.name = to.to_string();
+        let signed = self
+            .trusted(|trust| {
+                let previous = Some(&image.descriptor.signed);
+                trust.sign_descriptor(self.home.identity(), image.row.image, previous, &private)
+            })
+            .map_err(ApiError::failed)?;
+        let descriptor = signed.to_bytes();
+        let call = Call::SetDescriptor {
+            descriptor: descriptor.clone().into(),
+        };
+        self.mutate(call, to.as_str()).await?;
+        image.row.descriptor = descriptor.into();
+        self.verify(image.row).await
+    }
+
+    /// Deletes an image.
+    ///
+    /// # Errors
+    /// Another checkout holds it and `force` is not given, or the home is away or refuses.
+    pub async fn delete(&self, name: &ImageName, force: bool) -> Result<Image, ApiError> {
+        let image = self.find(name).await?;
+        let call = Call::DeleteImage {
+            image: image.row.image,
+            force,
+        };
+        self.mutate(call, name.as_str()).await?;
+        Ok(image)
+    }
+
+    /// Everything that is leased, as `leases` shows it. `here` tells the folder of a checkout of this device.
+    ///
+    /// # Errors
+    /// The home is away, or shows something that does not verify.
+    pub async fn leases(
+        &self,
+        here: impl Fn(&Image) -> Option<String>,
+    ) -> Result<Vec<Value>, ApiError> {
+        let listing = self.list().await?;
+        if listing.stale {
+            return Err(self.explain(&CallError::Away, ""));
+        }
+        let leased = listing.images.iter().filter_map(|image| {
+            let lease = image.row.lease.as_ref()?;
+            let this = lease.device == self.home.device();
+            Some(json!({
+                "name": image.name().as_str(),
+                "image": image.row.image,
+                "device": self.device_name(&lease.device),
+                "device_id": lease.device,
+                "this": this,
+                "dir": this.then(|| here(image)).flatten(),
+                "until": time_after(lease.remaining_ms),
+                "mode": lease.mode,
+                "lapsed": lease.lapsed,
+                "epoch": lease.epoch,
+            }))
+        });
+        Ok(leased.collect())
+    }
+
+    /// A row of `ls`.
+    pub fn to_json(&self, image: &Image, checked_out: Option<String>, stale: bool) -> Value {
+        let head = image.head.as_ref();
+        let lease = image.row.lease.as_ref().map(|lease| {
+            json!({
+                "device": self.device_name(&lease.device),
+                "device_id": lease.device,
+                "until": time_after(lease.remaining_ms),
+                "mode": lease.mode,
+                "lapsed": lease.lapsed,
+            })
+        });
+        json!({
+            "name": image.name().as_str(),
+            "image": image.row.image,
+            "head": head.map(|head| head.id),
+            "seq": head.map(|head| head.record().seq),
+            "logical_bytes": head.map_or(0, |head| head.private.logical_bytes),
+            "stored_bytes": image.row.stored_bytes,
+            "files": head.map_or(0, |head| head.private.files),
+            "time": head.map(|head| time(head.record().clock)),
+            "lease": lease,
+            "checked_out": checked_out,
+            "stale": stale,
+        })
+    }
+
+    /// Verifies what the home says about an image, after having caught up with the roster where needed.
+    ///
+    /// # Errors
+    /// It does not verify.
+    pub async fn verify(&self, row: ImageRow) -> Result<Image, ApiError> {
+        match self.open(&row) {
+            Err(RecordError::RosterUnknown | RecordError::Signature | RecordError::Sealed) => {
+                let caught_up = self.home.catch_up().await;
+                caught_up.map_err(|error| self.explain(&error, ""))?;
+                self.open(&row)
+            }
+            other => other,
+        }
+        .and_then(|(descriptor, head)| {
+            if head.as_ref().map(|head| head.record().seq) != row.seq {
+                return Err(RecordError::Misplaced);
+            }
+            Ok(Image {
+                row,
+                descriptor,
+                head,
+            })
+        })
+        .map_err(|error| unverified(&error))
+    }
+
+    /// Verifies the head that came with a grant; its number is what it says itself.
+    ///
+    /// # Errors
+    /// It does not verify.
+    pub async fn verify_head(&self, mut row: ImageRow) -> Result<Option<OpenCommit>, ApiError> {
+        row.seq = row
+            .head
+            .as_ref()
+            .and_then(|head| SignedCommit::decode(head).ok())
+            .map(|head| head.record.seq);
+        Ok(self.verify(row).await?.head)
+    }
+
+    /// Runs `work` with what this device trusts now.
+    pub fn trusted<T>(&self, work: impl FnOnce(&Trust<'_>) -> T) -> T {
+        self.home.trusted(work)
+    }
+
+    /// The name of a device for people.
+    pub fn device_name(&self, device: &DeviceId) -> String {
+        device_name(&self.home.objects().keyring(), &self.home.roster(), device)
+    }
+
+    fn open(&self, row: &ImageRow) -> Result<(OpenDescriptor, Option<OpenCommit>), RecordError> {
+        self.trusted(|trust| {
+            let descriptor = trust.open_descriptor(row.image, &row.descriptor)?;
+            let head = row.head.as_ref();
+            let head = head.map(|head| trust.open_commit(row.image, head, None));
+            Ok((descriptor, head.transpose()?))
+        })
+    }
+
+    fn pick(&self, listing: Listing, name: &ImageName) -> Result<Image, ApiError> {
+        let found = listing
+            .images
+            .into_iter()
+            .find(|image| image.name() == name);
+        found.ok_or_else(|| {
+            ApiError::not_found(
+                format!("There is no image {name}."),
+                "`imgctl ls` lists the images.",
+            )
+        })
+    }
+
+    async fn mutate(&self, call: Call, image: &str) -> Result<(), ApiError> {
+        let mutated = self.home.mutate(call).await;
+        let mutated = mutated.map_err(|error| self.explain(&error, image))?;
+        self.home
+            .settle(mutated.request)
+            .await
+            .map_err(ApiError::failed)
+    }
+
+    fn explain(&self, error: &CallError, image: &str) -> ApiError {
+        self.home.explain(error, image)
+    }
+}
+
+impl Image {
+    /// Its name.
+    pub fn name(&self) -> &ImageName {
+        &self.descriptor.name
+    }
+
+    /// The id of its newest commit.
+    pub fn head_id(&self) -> Option<CommitId> {
+        self.head.as_ref().map(|head| head.id)
+    }
+}
+
+/// A record of the home does not verify.
+pub fn unverified(error: &RecordError) -> ApiError {
+    ApiError::new(
+        Kind::Corrupt,
+        format!("The home shows something that does not verify: {error}. It was not used."),
+        "Ask whoever runs the home; `imgctl doctor` checks this device.",
+    )
+}

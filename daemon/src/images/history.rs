@@ -1,0 +1,262 @@
+//! The history of an image, and what a person writes for one of its commits.
+
+use img_proto::{Answer, Call};
+use img_records::{CommitKind, SignedReceipt};
+use img_types::limits::RECORDS_PER_REPLY_MAX;
+use img_types::{CommitId, LogPosition, Seq};
+use serde_json::{Value, json};
+
+use super::{Image, Images, unverified};
+use crate::commits::{OpenCommit, RecordError};
+use crate::error::ApiError;
+use crate::events::time;
+use crate::home::CallError;
+use crate::state::CheckpointRow;
+
+/// How a person names a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitSpec {
+    /// `head`, or `head~2` for the second before it.
+    Head {
+        /// How many before the head.
+        before: u64,
+    },
+    /// A full id or the beginning of one, in lower-case hexadecimal digits.
+    Prefix(String),
+}
+
+impl CommitSpec {
+    /// Parses what a person wrote.
+    ///
+    /// # Errors
+    /// It is none of the forms.
+    pub fn parse(text: &str) -> Result<Self, ApiError> {
+        let wrong = || {
+            ApiError::usage(format!(
+                "{text:?} names no commit: write a full id, at least 6 digits of one, head, or head~2."
+            ))
+        };
+        if text == "head" {
+            return Ok(Self::Head { before: 0 });
+        }
+        if let Some(before) = text.strip_prefix("head~") {
+            let before = before.parse().map_err(|_| wrong())?;
+            return Ok(Self::Head { before });
+        }
+        let text = text.to_ascii_lowercase();
+        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if digits && (PREFIX_LEN_MIN..=2 * CommitId::LEN).contains(&text.len()) {
+            Ok(Self::Prefix(text))
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+impl Images {
+    /// The newest `limit` commits of an image, newest first, each verified to be the parent of the one before.
+    ///
+    /// # Errors
+    /// The home is away, or shows a history that does not hang together.
+    pub async fn history(&self, image: &Image, limit: usize) -> Result<Vec<OpenCommit>, ApiError> {
+        let mut history: Vec<OpenCommit> = Vec::new();
+        let mut more = image.head.is_some();
+        while more && history.len() < limit {
+            let page = self.page(image, &history, limit).await?;
+            more = page.1 && !page.0.is_empty();
+            history.extend(page.0);
+        }
+        history.truncate(limit);
+        Ok(history)
+    }
+
+    /// Finds a commit of an image.
+    ///
+    /// # Errors
+    /// There is none, or more than one begins so.
+    pub async fn resolve(&self, image: &Image, spec: &CommitSpec) -> Result<OpenCommit, ApiError> {
+        let name = image.name();
+        let missing = || {
+            ApiError::not_found(
+                format!("{name} has no such commit."),
+                format!("`imgctl log {name}` lists them."),
+            )
+        };
+        match spec {
+            CommitSpec::Head { before: 0 } => image.head.clone().ok_or_else(missing),
+            CommitSpec::Head { before } => {
+                let wanted = usize::try_from(*before).map_err(|_| missing())?;
+                let limit = wanted.checked_add(1).ok_or_else(missing)?;
+                let history = self.history(image, limit).await?;
+                history.into_iter().nth(wanted).ok_or_else(missing)
+            }
+            CommitSpec::Prefix(prefix) => {
+                let history = self.history(image, usize::MAX).await?;
+                let mut found = history
+                    .into_iter()
+                    .filter(|commit| commit.id.to_string().starts_with(prefix));
+                let first = found.next().ok_or_else(missing)?;
+                if found.next().is_some() {
+                    return Err(ApiError::usage(format!(
+                        "More than one commit of {name} begins with {prefix}; write more digits."
+                    )));
+                }
+                Ok(first)
+            }
+        }
+    }
+
+    /// The history as `log` shows it, with the checkpoints that exist only here in front.
+    pub fn log_json(&self, history: &[OpenCommit], checkpoints: &[CheckpointRow]) -> Vec<Value> {
+        let local = checkpoints.iter().rev().map(|checkpoint| {
+            let device = self.home.device();
+            json!({
+                "commit": data_encoding::HEXLOWER.encode(&checkpoint.checkpoint),
+                "seq": null,
+                "parent": null,
+                "device": self.device_name(&device),
+                "device_id": device,
+                "time": time(checkpoint.time),
+                "message": checkpoint.message,
+                "kind": "checkpoint",
+                "home": false,
+                "dirty_bytes": checkpoint.dirty_bytes,
+            })
+        });
+        let home = history.iter().map(|commit| {
+            let record = commit.record();
+            json!({
+                "commit": commit.id,
+                "seq": record.seq,
+                "parent": record.parent.map(|parent| parent.commit),
+                "device": self.device_name(&record.device),
+                "device_id": record.device,
+                "time": time(record.clock),
+                "message": commit.private.message,
+                "kind": kind(commit.private.kind),
+                "home": true,
+                "logical_bytes": commit.private.logical_bytes,
+                "files": commit.private.files,
+                "sealed_bytes": commit.private.sealed_bytes,
+            })
+        });
+        local.chain(home).collect()
+    }
+
+    /// The commits below those that are known, and whether the home has older ones.
+    async fn page(
+        &self,
+        image: &Image,
+        known: &[OpenCommit],
+        limit: usize,
+    ) -> Result<(Vec<OpenCommit>, bool), ApiError> {
+        let wanted = (limit - known.len()).min(RECORDS_PER_REPLY_MAX);
+        let call = Call::Log {
+            image: image.row.image,
+            before: match known.last() {
+                Some(oldest) => Some(oldest.record().seq),
+                // A head that moves meanwhile does not matter.
+                None => image.row.seq.and_then(Seq::next),
+            },
+            limit: u32::try_from(wanted).unwrap_or(u32::MAX),
+        };
+        let name = image.name().as_str();
+        let answer = self.home.ask(call).await;
+        let (commits, more) = match answer.map_err(|error| self.explain(&error, name))? {
+            Answer::Log { commits, more } => (commits, more),
+            _ => return Err(self.explain(&CallError::Protocol("no history"), name)),
+        };
+        let mut page: Vec<OpenCommit> = Vec::with_capacity(commits.len());
+        for (commit, receipt) in commits {
+            let opened = self.open_with_receipt(image, &commit, &receipt);
+            let opened = opened.map_err(|error| unverified(&error))?;
+            let newer = page.last().or(known.last());
+            let fits = match newer {
+                Some(newer) => {
+                    let parent = newer.record().parent.map(|parent| parent.commit);
+                    parent == Some(opened.id)
+                        && opened.record().seq.next() == Some(newer.record().seq)
+                }
+                None => Some(opened.id) == image.head_id(),
+            };
+            if !fits {
+                return Err(unverified(&RecordError::Misplaced));
+            }
+            page.push(opened);
+        }
+        Ok((page, more))
+    }
+
+    fn open_with_receipt(
+        &self,
+        image: &Image,
+        commit: &[u8],
+        receipt: &[u8],
+    ) -> Result<OpenCommit, RecordError> {
+        let position = self.receipt_position(receipt)?;
+        self.trusted(|trust| trust.open_commit(image.row.image, commit, Some(position)))
+    }
+
+    fn receipt_position(&self, receipt: &[u8]) -> Result<LogPosition, RecordError> {
+        let receipt = SignedReceipt::decode(receipt).map_err(|_| RecordError::Malformed)?;
+        if let Some(key) = self.home.home_key() {
+            receipt
+                .verify(&self.home.id(), key.as_bytes())
+                .map_err(|_| RecordError::Signature)?;
+        }
+        Ok(receipt.record.position)
+    }
+}
+
+fn kind(kind: CommitKind) -> &'static str {
+    match kind {
+        CommitKind::Commit => "commit",
+        CommitKind::Checkpoint => "checkpoint",
+        CommitKind::Branch => "branch",
+        CommitKind::Import => "import",
+    }
+}
+
+/// Fewest digits of an id that stand for it.
+const PREFIX_LEN_MIN: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_are_written_in_four_ways() {
+        assert_eq!(
+            CommitSpec::parse("head").unwrap(),
+            CommitSpec::Head { before: 0 }
+        );
+        assert_eq!(
+            CommitSpec::parse("head~12").unwrap(),
+            CommitSpec::Head { before: 12 }
+        );
+        let full = "ab".repeat(32);
+        assert_eq!(
+            CommitSpec::parse(&full).unwrap(),
+            CommitSpec::Prefix(full.clone())
+        );
+        assert_eq!(
+            CommitSpec::parse("ABCDEF").unwrap(),
+            CommitSpec::Prefix("abcdef".into())
+        );
+        for wrong in [
+            "",
+            "abcde",
+            "head~",
+            "head~x",
+            "HEAD^",
+            "xyzxyz",
+            &format!("{full}0"),
+        ] {
+            assert_eq!(
+                CommitSpec::parse(wrong).unwrap_err().kind.codes().1,
+                2,
+                "{wrong}"
+            );
+        }
+    }
+}
