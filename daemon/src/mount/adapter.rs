@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -308,9 +308,17 @@ impl Filesystem for Adapter {
         let access = access(OpenFlags(flags & !libc::O_TRUNC), false);
         let (parent, name) = (inode(parent), name.as_bytes().to_vec());
         let generation = self.generation;
+        // Opening may have to be repeated; what was made stays made.
+        let made = OnceLock::new();
         self.answer(
             move |tree| {
-                let shown = tree.make(parent, &name, new)?;
+                let shown = match made.get() {
+                    Some(shown) => *shown,
+                    None => {
+                        let shown = tree.make(parent, &name, new)?;
+                        *made.get_or_init(|| shown)
+                    }
+                };
                 tree.open(shown.inode, access)?;
                 Ok(shown)
             },
