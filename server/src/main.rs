@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use img_records::FoundingInvite;
-use imghome::{Address, Folder, InitError, OpenError, Places, Running, StartError};
+use imghome::{Address, Folder, FolderError, InitError, OpenError, Places, Running, StartError};
 use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -286,6 +286,9 @@ fn report(error: &anyhow::Error, json: bool) {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<FolderError>() {
+        return WRONG_USAGE;
+    }
     match error.downcast_ref() {
         Some(InitError::Founded) => return NOT_ALLOWED,
         Some(InitError::Address(_) | InitError::Folder(_)) => return WRONG_USAGE,

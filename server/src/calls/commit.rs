@@ -12,7 +12,7 @@ use img_types::{CheckoutId, ImageId, ObjectId, Token};
 
 use super::image;
 use super::transaction::{Context, refused};
-use crate::db::{Stop, history, images, objects, uploads};
+use crate::db::{Stop, effects, history, images, objects, uploads};
 use crate::proposal::{Proposed, bad, roster_seq};
 
 /// Absent objects that a refusal names.
@@ -47,7 +47,7 @@ pub(super) async fn stage(context: &mut Context<'_>, proposed: &Proposed) -> Res
     check_complete(context, proposal.root).await?;
     context.apply(&effect).await?;
     if let Some(staged) = effect.image.staged_by(&proposal.checkout) {
-        images::stage(context.tx, staged, &proposed.bytes).await?;
+        effects::stage(context.tx, staged, &proposed.bytes).await?;
     }
     count_upload(context, proposal).await?;
     Ok(Answer::Done)
@@ -213,7 +213,7 @@ fn sign_receipt(context: &Context<'_>, proposal: &Proposal) -> Vec<u8> {
 async fn count_upload(context: &mut Context<'_>, proposal: &Proposal) -> Result<(), Stop> {
     let device = context.caller.device;
     let bytes = uploads::finish(context.tx, device, proposal.checkout).await?;
-    images::add_stored(context.tx, proposal.image, bytes).await
+    effects::add_stored(context.tx, proposal.image, bytes).await
 }
 
 async fn check_complete(context: &mut Context<'_>, root: ObjectId) -> Result<(), Stop> {

@@ -14,7 +14,7 @@ use img_types::{DeviceId, Epoch, InviteId};
 use super::Session;
 use super::transaction::{Context, refused};
 use crate::clock;
-use crate::db::{Columns as _, NO_IMAGE, Stop, Tx, devices, images};
+use crate::db::{Columns as _, NO_IMAGE, Stop, Tx, devices, effects, images};
 use crate::home::Home;
 use crate::proposal::bad;
 
@@ -191,7 +191,7 @@ async fn end_leases(tx: &mut Tx, device: DeviceId) -> Result<(), Stop> {
     let moment = tx.moment()?;
     for image in images::load_live(tx.sql(), moment).await? {
         if let Some(effect) = grantor::revoke(&image.state, device) {
-            images::apply(tx, &effect, device).await?;
+            effects::apply(tx, &effect, device).await?;
         }
     }
     Ok(())

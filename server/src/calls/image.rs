@@ -8,7 +8,7 @@ use img_types::{CheckoutId, Epoch, ImageId, ObjectId};
 use super::lease::granted;
 use super::transaction::{Context, refused, terms_of};
 use crate::clock;
-use crate::db::{Stop, images, objects};
+use crate::db::{Stop, effects, images, objects};
 
 /// Makes an image without a commit and grants it to the importer, or resumes one.
 pub(super) async fn create(
@@ -30,7 +30,7 @@ pub(super) async fn create(
     );
     let creation = creation.map_err(refused)?;
     if let Some(replaced) = &creation.replaces {
-        images::write_state(context.tx, replaced).await?;
+        effects::write_state(context.tx, replaced).await?;
         let (image, epoch) = (replaced.image, replaced.epoch);
         log_line(context, LogKind::Delete, image, [0; 32], epoch).await?;
     }
@@ -54,7 +54,7 @@ pub(super) async fn insert(
         return Err(Refusal::BadRecord("an image has this id".to_owned()).into());
     }
     let bytes = descriptor.to_bytes();
-    images::insert(context.tx, record.image, record.tag, &bytes).await?;
+    effects::add_image(context.tx, record.image, record.tag, &bytes).await?;
     log_descriptor(context, descriptor, Epoch(0)).await
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn set_descriptor(
         }
     }
     let bytes = descriptor.to_bytes();
-    images::set_descriptor(context.tx, record.image, record.tag, &bytes).await?;
+    effects::set_descriptor(context.tx, record.image, record.tag, &bytes).await?;
     log_descriptor(context, descriptor, image.state.epoch).await?;
     Ok(Answer::Done)
 }
@@ -116,7 +116,7 @@ pub(super) async fn set_trace(
         let missing = vec![trace];
         return Err(Refusal::Incomplete { missing }.into());
     }
-    images::set_trace(context.tx, image, trace).await?;
+    effects::set_trace(context.tx, image, trace).await?;
     Ok(Answer::Done)
 }
 

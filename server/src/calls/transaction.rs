@@ -11,7 +11,7 @@ use img_types::{DeviceId, RequestId};
 
 use super::{Daemon, commit, enrol, image, lease, pins, steal};
 use crate::db::images::{self, Moment, lease_row};
-use crate::db::{Stop, Tx, devices, history, requests, uploads};
+use crate::db::{Stop, Tx, devices, effects, history, requests, uploads};
 use crate::home::Home;
 
 /// How long the answer to a join can be fetched after the invite expired.
@@ -210,7 +210,7 @@ impl Context<'_> {
 
     /// Writes an effect in the caller's name.
     pub(super) async fn apply(&mut self, effect: &img_lease::Effect) -> Result<(), Stop> {
-        images::apply(self.tx, effect, self.caller.device).await
+        effects::apply(self.tx, effect, self.caller.device).await
     }
 }
 
@@ -286,7 +286,7 @@ pub(crate) async fn tidy(home: &Home) -> Result<(), Stop> {
                 let moment = tx.moment()?;
                 for image in images::overdue(tx).await? {
                     if let Some(image) = images::load(tx.sql(), moment, image).await? {
-                        images::write_state(tx, &image.state).await?;
+                        effects::write_state(tx, &image.state).await?;
                     }
                 }
                 Ok(())

@@ -96,14 +96,20 @@ async fn fetch(
     });
     let mut objects = stream::iter(reads).buffered(READ_AHEAD);
     while let Some(object) = objects.next().await {
-        match object {
-            Ok(object) => stream.send_object(object).await?,
-            // A stream that is cut off is no answer; the device asks again or reports it.
+        let object = match object {
+            Ok(object) => object,
+            // What cannot be read is lost until somebody repairs the store: saying so at once is
+            // better than letting the device wait and ask again.
+            Err(stop @ Stop::Broken(_)) => {
+                refusal(stop);
+                None
+            }
             Err(stop) => {
                 refusal(stop);
                 return Ok(());
             }
-        }
+        };
+        stream.send_object(object).await?;
     }
     stream.finish();
     Ok(())

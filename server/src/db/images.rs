@@ -1,12 +1,11 @@
-//! Images as rows: what the lease rules read, and what follows from their effects.
+//! Images as rows: what the lease rules read, and what listings show.
 //!
 //! What remains to a lease is kept as of the row's last change; reading a row lets the running time
 //! since then pass first, with the same function in a call and in a listing.
 
 use img_lease::grantor::{self, Grace};
-use img_lease::{Effect, Head, ImageState, Lease, Logged, Staged};
+use img_lease::{Head, ImageState, Lease, Staged};
 use img_proto::{ImageRow, LeaseRow, StagedRow};
-use img_records::log::{LogEntry, LogKind};
 use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{
     CheckoutId, CommitId, DeviceId, Epoch, HomeId, ImageId, Incarnation, LeaseMode, NameTag,
@@ -16,7 +15,7 @@ use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Columns as _, Stop, Tx, big};
-use crate::clock::{self, RunningMillis};
+use crate::clock::RunningMillis;
 use crate::proposal::Proposed;
 
 /// When and where rows are looked at.
@@ -116,154 +115,6 @@ pub(crate) async fn overdue(tx: &mut Tx) -> Result<Vec<ImageId>, Stop> {
     Ok(ids.collect::<sqlx::Result<_>>()?)
 }
 
-/// Makes the row of a new image; its state follows with [`apply`].
-pub(crate) async fn insert(
-    tx: &mut Tx,
-    image: ImageId,
-    tag: NameTag,
-    descriptor: &[u8],
-) -> Result<(), Stop> {
-    let now = big(tx.now().0);
-    sqlx::query(
-        "INSERT INTO images (image, tag, descriptor, epoch, stored_bytes, as_of_ms) \
-         VALUES ($1, $2, $3, 0, 0, $4)",
-    )
-    .bind(&image.as_bytes()[..])
-    .bind(&tag.as_bytes()[..])
-    .bind(descriptor)
-    .bind(now)
-    .execute(tx.sql())
-    .await?;
-    Ok(())
-}
-
-/// Writes an effect's rows and its log entries, made by `device`.
-pub(crate) async fn apply(tx: &mut Tx, effect: &Effect, device: DeviceId) -> Result<(), Stop> {
-    write_state(tx, &effect.image).await?;
-    for line in &effect.log {
-        let (kind, subject) = match line {
-            Logged::Commit(commit) => (LogKind::Commit, *commit.as_bytes()),
-            Logged::Grant(checkout) => (LogKind::Grant, *checkout.as_bytes()),
-            Logged::Steal(checkout) => (LogKind::Steal, *checkout.as_bytes()),
-            Logged::Release(checkout) => (LogKind::Release, *checkout.as_bytes()),
-            Logged::Readmit(commit) => (LogKind::Readmit, *commit.as_bytes()),
-            Logged::Delete => {
-                let head = effect.image.head_commit();
-                (
-                    LogKind::Delete,
-                    head.map_or([0; 32], |head| *head.as_bytes()),
-                )
-            }
-        };
-        let entry = LogEntry {
-            kind,
-            image: effect.image.image,
-            subject,
-            device,
-            epoch: effect.image.epoch,
-            time: clock::wall_millis(),
-        };
-        tx.append_log(&entry).await?;
-    }
-    Ok(())
-}
-
-/// Writes an image's state; records newly staged are written by [`stage`].
-pub(crate) async fn write_state(tx: &mut Tx, state: &ImageState) -> Result<(), Stop> {
-    let now = big(tx.now().0);
-    let image = &state.image.as_bytes()[..];
-    sqlx::query(
-        "UPDATE images SET head = $2, seq = $3, epoch = $4, tombstone_ms = $5, as_of_ms = $6 \
-         WHERE image = $1",
-    )
-    .bind(image)
-    .bind(state.head.map(|head| head.commit.as_bytes().to_vec()))
-    .bind(state.head.map(|head| big(head.seq.0)))
-    .bind(big(state.epoch.0))
-    .bind(state.tombstone_ms.map(big))
-    .bind(now)
-    .execute(tx.sql())
-    .await?;
-    sqlx::query("DELETE FROM leases WHERE image = $1")
-        .bind(image)
-        .execute(tx.sql())
-        .await?;
-    if let Some(lease) = &state.lease {
-        insert_lease(tx, state.image, lease).await?;
-    }
-    let rows = sqlx::query("SELECT checkout FROM staged WHERE image = $1")
-        .bind(image)
-        .fetch_all(tx.sql())
-        .await?;
-    for row in rows {
-        let checkout = row.id(0, CheckoutId::from_bytes)?;
-        let remaining = state.staged_by(&checkout).map(|staged| staged.remaining_ms);
-        let sql = match remaining {
-            Some(_) => "UPDATE staged SET remaining_ms = $3 WHERE image = $1 AND checkout = $2",
-            None => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 = 0",
-        };
-        sqlx::query(sql)
-            .bind(image)
-            .bind(&checkout.as_bytes()[..])
-            .bind(big(remaining.unwrap_or(0)))
-            .execute(tx.sql())
-            .await?;
-    }
-    Ok(())
-}
-
-/// Writes the record of a staged checkpoint in place of its checkout's earlier one.
-pub(crate) async fn stage(tx: &mut Tx, staged: &Staged, record: &[u8]) -> Result<(), Stop> {
-    sqlx::query(
-        "INSERT INTO staged (image, checkout, record, remaining_ms) VALUES ($1, $2, $3, $4) \
-         ON CONFLICT (image, checkout) DO UPDATE SET record = excluded.record, \
-         remaining_ms = excluded.remaining_ms",
-    )
-    .bind(&staged.proposal.image.as_bytes()[..])
-    .bind(&staged.proposal.checkout.as_bytes()[..])
-    .bind(record)
-    .bind(big(staged.remaining_ms))
-    .execute(tx.sql())
-    .await?;
-    Ok(())
-}
-
-/// Renames an image.
-pub(crate) async fn set_descriptor(
-    tx: &mut Tx,
-    image: ImageId,
-    tag: NameTag,
-    descriptor: &[u8],
-) -> Result<(), Stop> {
-    sqlx::query("UPDATE images SET tag = $2, descriptor = $3 WHERE image = $1")
-        .bind(&image.as_bytes()[..])
-        .bind(&tag.as_bytes()[..])
-        .bind(descriptor)
-        .execute(tx.sql())
-        .await?;
-    Ok(())
-}
-
-/// Sets an image's trace.
-pub(crate) async fn set_trace(tx: &mut Tx, image: ImageId, trace: ObjectId) -> Result<(), Stop> {
-    sqlx::query("UPDATE images SET trace = $2 WHERE image = $1")
-        .bind(&image.as_bytes()[..])
-        .bind(&trace.as_bytes()[..])
-        .execute(tx.sql())
-        .await?;
-    Ok(())
-}
-
-/// Counts bytes that an image's commit brought.
-pub(crate) async fn add_stored(tx: &mut Tx, image: ImageId, bytes: u64) -> Result<(), Stop> {
-    sqlx::query("UPDATE images SET stored_bytes = stored_bytes + $2 WHERE image = $1")
-        .bind(&image.as_bytes()[..])
-        .bind(big(bytes))
-        .execute(tx.sql())
-        .await?;
-    Ok(())
-}
-
 /// The lease as a reply shows it.
 pub(crate) fn lease_row(lease: &Lease) -> LeaseRow {
     LeaseRow {
@@ -296,25 +147,6 @@ impl Image {
             stored_bytes: self.stored_bytes,
         }
     }
-}
-
-async fn insert_lease(tx: &mut Tx, image: ImageId, lease: &Lease) -> Result<(), Stop> {
-    sqlx::query(
-        "INSERT INTO leases (image, device, checkout, epoch, offline, ttl_ms, remaining_ms, \
-         lapsed, base) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-    )
-    .bind(&image.as_bytes()[..])
-    .bind(&lease.device.as_bytes()[..])
-    .bind(&lease.checkout.as_bytes()[..])
-    .bind(big(lease.epoch.0))
-    .bind(i64::from(lease.mode == LeaseMode::Offline))
-    .bind(big(lease.ttl_ms))
-    .bind(big(lease.remaining_ms))
-    .bind(i64::from(lease.lapsed))
-    .bind(lease.base.map(|base| base.as_bytes().to_vec()))
-    .execute(tx.sql())
-    .await?;
-    Ok(())
 }
 
 async fn one(

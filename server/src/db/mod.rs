@@ -6,11 +6,13 @@
 
 mod batch;
 pub(crate) mod devices;
+pub(crate) mod effects;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod objects;
 pub(crate) mod requests;
 mod row;
+mod tx;
 pub(crate) mod uploads;
 mod writer;
 
@@ -27,7 +29,8 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
 pub(crate) use row::{Columns, big};
-pub(crate) use writer::{NO_IMAGE, Published, Stop, Tx, Writer};
+pub(crate) use tx::{NO_IMAGE, Stop, Tx};
+pub(crate) use writer::{Published, Writer};
 
 /// Version of the tables; another one needs a migration.
 const SCHEMA_VERSION: i64 = 1;
@@ -35,6 +38,8 @@ const SCHEMA_VERSION: i64 = 1;
 const SQLITE_VERSION_MIN: (u32, u32, u32) = (3, 51, 3);
 /// Connections that only read; each costs a thread and a page cache.
 const READERS_MAX: u32 = 4;
+/// Page cache of each connection: ids are random, so that every row lands on another page.
+const CACHE_KIB: u32 = 16 * 1024;
 /// How long another process (`imghome invite`, `usage`) may hold the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,6 +94,7 @@ impl Address {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
             .disable_statement_logging()
     }
 }

@@ -314,3 +314,6 @@ fn bind_ids<'q>(
     }
     query
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,34 +9,13 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use img_proto::{Refusal, Standing};
-use img_records::log::LogEntry;
-use img_records::roster::Roster;
-use img_types::{ImageId, LogPosition};
+use img_records::Roster;
 use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::images::Moment;
-use super::{Columns as _, SharedRoster, big};
+use super::{SharedRoster, Stop, Tx};
 use crate::clock::{RunningClock, RunningMillis};
-
-/// Why a piece of work ended without an effect.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Stop {
-    /// The rules say no.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The database says no.
-    #[error("the database failed: {0}")]
-    Database(#[from] sqlx::Error),
-    /// What the home keeps does not read back.
-    #[error("{0}")]
-    Broken(String),
-    /// The home is shutting down.
-    #[error("the home is shutting down")]
-    Closing,
-}
 
 /// What the writer tells everybody after each durable transaction.
 #[derive(Debug, Clone, Copy)]
@@ -47,87 +26,18 @@ pub(crate) struct Published {
     pub(crate) group: u64,
 }
 
-/// The state of one transaction; what is in memory is rolled back with its savepoint.
-pub(crate) struct Tx {
-    connection: SqliteConnection,
-    published: Published,
-    roster: SharedRoster,
-    clock: RunningClock,
-    now: RunningMillis,
-    next_object: u64,
+/// Tells a caller how its work ended; `false` if the group found no room on the disk.
+type Answer = Box<dyn FnOnce(bool) + Send>;
+type Work = Box<dyn for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, (Ended, Answer)> + Send>;
+
+/// What becomes of a piece of work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Kept,
+    TakenBack,
+    /// The disk is full, and SQLite may have taken the whole group back.
+    Full,
 }
-
-impl Tx {
-    /// The connection, inside the transaction.
-    pub(crate) fn sql(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
-    }
-
-    /// The running clock at the start of the group.
-    pub(crate) fn now(&self) -> RunningMillis {
-        self.now
-    }
-
-    /// When and where this transaction looks at rows.
-    pub(crate) fn moment(&self) -> Result<Moment, Refusal> {
-        Ok(Moment {
-            now: self.now,
-            started: self.clock.started(),
-            incarnation: self.published.standing.incarnation,
-            home: self.roster()?.home(),
-        })
-    }
-
-    /// The end of the log inside this transaction.
-    pub(crate) fn standing(&self) -> Standing {
-        self.published.standing
-    }
-
-    /// The roster inside this transaction.
-    pub(crate) fn roster(&self) -> Result<&Arc<Roster>, Refusal> {
-        self.roster.as_ref().ok_or(Refusal::NotFounded)
-    }
-
-    /// Replaces the roster.
-    pub(crate) fn set_roster(&mut self, roster: Roster) {
-        self.roster = Some(Arc::new(roster));
-    }
-
-    /// Numbers the next object.
-    pub(crate) fn number_object(&mut self) -> u64 {
-        let number = self.next_object;
-        self.next_object += 1;
-        number
-    }
-
-    /// Appends to the log and returns the new standing.
-    pub(crate) async fn append_log(&mut self, entry: &LogEntry) -> Result<Standing, Stop> {
-        let before = self.published.standing;
-        let position = before.position.next().ok_or(Stop::Closing)?;
-        let root = LogEntry::chain(before.root, entry);
-        let mut bytes = Vec::with_capacity(LogEntry::LEN);
-        entry.encode(&mut bytes);
-        sqlx::query(
-            "INSERT INTO log (position, entry, root, image, device) VALUES ($1, $2, $3, $4, $5)",
-        )
-        .bind(big(position.0))
-        .bind(bytes)
-        .bind(&root.as_bytes()[..])
-        .bind(&entry.image.as_bytes()[..])
-        .bind(&entry.device.as_bytes()[..])
-        .execute(&mut self.connection)
-        .await?;
-        self.published.standing = Standing {
-            position,
-            root,
-            ..before
-        };
-        Ok(self.published.standing)
-    }
-}
-
-type Answer = Box<dyn FnOnce() + Send>;
-type Work = Box<dyn for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, (bool, Answer)> + Send>;
 
 /// Sends work to the writer task.
 #[derive(Debug, Clone)]
@@ -143,36 +53,23 @@ pub(crate) struct Writer {
 impl Writer {
     /// Starts the task.
     pub(super) async fn start(
-        mut connection: SqliteConnection,
+        connection: SqliteConnection,
         roster: Option<Roster>,
         group_max: usize,
     ) -> sqlx::Result<Self> {
-        let standing = load_standing(&mut connection).await?;
-        let running = sqlx::query("SELECT running_ms FROM home")
-            .fetch_one(&mut connection)
-            .await?
-            .number(0)?;
-        let next_object = sqlx::query("SELECT COALESCE(MAX(number), 0) + 1 FROM objects")
-            .fetch_one(&mut connection)
-            .await?
-            .number(0)?;
-        let clock = RunningClock::resume(RunningMillis(running));
-        let tx = Tx {
-            connection,
-            published: Published { standing, group: 0 },
-            roster: roster.map(Arc::new),
-            now: clock.now(),
-            clock: clock.clone(),
-            next_object,
-        };
-        let (publish, published) = watch::channel(tx.published);
-        let (publish_roster, roster) = watch::channel(tx.roster.clone());
+        let tx = Tx::open(connection, roster).await?;
+        let clock = tx.clock().clone();
+        let (publish, published) = watch::channel(tx.published());
+        let (publish_roster, roster) = watch::channel(tx.shared_roster().clone());
         let (queue, incoming) = mpsc::channel(group_max);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(run(
             tx,
             incoming,
-            (publish, publish_roster),
+            Publish {
+                published: publish,
+                roster: publish_roster,
+            },
             stopped,
             group_max,
         ));
@@ -199,12 +96,18 @@ impl Writer {
         let work: Work = Box::new(move |tx| {
             Box::pin(async move {
                 let result = work(tx).await;
-                let keep = result.is_ok();
-                let answer: Answer = Box::new(move || {
+                let ended = match &result {
+                    Ok(_) => Ended::Kept,
+                    Err(Stop::Database(error)) if is_full(error) => Ended::Full,
+                    Err(_) => Ended::TakenBack,
+                };
+                let answer: Answer = Box::new(move |durable| {
+                    let full = || Refusal::NoRoom("the database's disk is full".to_owned());
+                    let result = if durable { result } else { Err(full().into()) };
                     // A caller who no longer waits finds the outcome under its request id.
                     let _ = answer.send(result);
                 });
-                (keep, answer)
+                (ended, answer)
             })
         });
         self.queue.send(work).await.map_err(|_| Stop::Closing)?;
@@ -247,10 +150,30 @@ impl Writer {
     }
 }
 
+/// Tells everybody what has become durable.
+struct Publish {
+    published: watch::Sender<Published>,
+    roster: watch::Sender<SharedRoster>,
+}
+
+impl Publish {
+    fn tell(&self, tx: &Tx) {
+        let seq = |roster: &SharedRoster| roster.as_ref().map(|roster| roster.seq());
+        self.roster.send_if_modified(|roster| {
+            let changed = seq(roster) != seq(tx.shared_roster());
+            if changed {
+                roster.clone_from(tx.shared_roster());
+            }
+            changed
+        });
+        self.published.send_replace(tx.published());
+    }
+}
+
 async fn run(
     mut tx: Tx,
     mut incoming: mpsc::Receiver<Work>,
-    publish: (watch::Sender<Published>, watch::Sender<SharedRoster>),
+    publish: Publish,
     mut stopped: watch::Receiver<bool>,
     group_max: usize,
 ) {
@@ -268,81 +191,52 @@ async fn run(
         if taken == 0 {
             break;
         }
-        match run_group(&mut tx, group.drain(..)).await {
-            Ok(answers) => {
-                tx.published.group += 1;
-                publish.1.send_if_modified(|roster| {
-                    let seq = |roster: &SharedRoster| roster.as_ref().map(|roster| roster.seq());
-                    let changed = seq(roster) != seq(&tx.roster);
-                    if changed {
-                        roster.clone_from(&tx.roster);
-                    }
-                    changed
-                });
-                publish.0.send_replace(tx.published);
-                for answer in answers {
-                    answer();
-                }
+        let before = tx.memory();
+        let mut answers = Vec::with_capacity(group.len());
+        match run_group(&mut tx, group.drain(..), &mut answers).await {
+            Ok(true) => {
+                publish.tell(&tx);
+                answers.into_iter().for_each(|answer| answer(true));
+            }
+            Ok(false) => {
+                tracing::error!("the database's disk is full; nothing was written");
+                tx.abandon(before).await;
+                answers.into_iter().for_each(|answer| answer(false));
             }
             Err(error) => fatal(&error),
         }
     }
-    if let Err(error) = sqlx::Connection::close(tx.connection).await {
+    if let Err(error) = tx.close().await {
         tracing::error!(%error, "the database did not close cleanly");
     }
 }
 
-async fn run_group(tx: &mut Tx, group: impl Iterator<Item = Work>) -> sqlx::Result<Vec<Answer>> {
-    let mut answers = Vec::new();
-    tx.now = tx.clock.now();
-    execute(tx, "BEGIN IMMEDIATE").await?;
+/// Runs a group; `false` if the disk is full and nothing of it may stay.
+async fn run_group(
+    tx: &mut Tx,
+    group: impl Iterator<Item = Work>,
+    answers: &mut Vec<Answer>,
+) -> sqlx::Result<bool> {
+    tx.begin().await?;
     for work in group {
-        let before = (tx.published, tx.roster.clone());
-        execute(tx, "SAVEPOINT work").await?;
-        let (keep, answer) = work(tx).await;
-        if !keep {
-            execute(tx, "ROLLBACK TO SAVEPOINT work").await?;
-            (tx.published, tx.roster) = before;
-        }
-        execute(tx, "RELEASE SAVEPOINT work").await?;
+        let before = tx.save().await?;
+        let (ended, answer) = work(tx).await;
         answers.push(answer);
+        if ended == Ended::Full {
+            return Ok(false);
+        }
+        tx.release(ended == Ended::Kept, before).await?;
     }
-    sqlx::query("UPDATE home SET running_ms = $1")
-        .bind(big(tx.now.0))
-        .execute(&mut tx.connection)
-        .await?;
-    execute(tx, "COMMIT").await?;
-    Ok(answers)
+    match tx.commit().await {
+        Err(error) if is_full(&error) => Ok(false),
+        outcome => outcome.map(|()| true),
+    }
 }
 
-async fn execute(tx: &mut Tx, sql: &'static str) -> sqlx::Result<()> {
-    sqlx::query(sql).execute(&mut tx.connection).await?;
-    Ok(())
-}
-
-async fn load_standing(connection: &mut SqliteConnection) -> sqlx::Result<Standing> {
-    let incarnation = sqlx::query("SELECT incarnation FROM home")
-        .fetch_one(&mut *connection)
-        .await?
-        .id(0, img_types::Incarnation::from_bytes)?;
-    let read = |row: SqliteRow| {
-        Ok(Standing {
-            incarnation,
-            position: LogPosition(row.number(0)?),
-            root: row.id(1, img_types::LogRoot::from_bytes)?,
-        })
-    };
-    let newest = sqlx::query("SELECT position, root FROM log ORDER BY position DESC LIMIT 1")
-        .fetch_optional(connection)
-        .await?;
-    newest.map_or(
-        Ok(Standing {
-            incarnation,
-            position: LogPosition(0),
-            root: LogEntry::EMPTY_ROOT,
-        }),
-        read,
-    )
+/// SQLite's code for a full disk: the one failure of a commit that leaves nothing in doubt.
+fn is_full(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("13")
 }
 
 fn fatal(error: &sqlx::Error) -> ! {
@@ -350,5 +244,5 @@ fn fatal(error: &sqlx::Error) -> ! {
     std::process::abort()
 }
 
-/// The image id of log entries that concern no image.
-pub(crate) const NO_IMAGE: ImageId = ImageId::from_bytes([0; 32]);
+#[cfg(test)]
+mod tests;

@@ -30,7 +30,7 @@ pub(crate) async fn expand(
     wanted: &Expansion,
     into: &mpsc::Sender<Bytes>,
 ) -> Result<(), Stop> {
-    let mut had = Had::new(wanted.minus);
+    let mut had = Had::new(objects, wanted.minus).await?;
     let mut queue = VecDeque::from([wanted.root]);
     let mut seen = BTreeSet::from([wanted.root]);
     let mut left = wanted.budget;
@@ -76,6 +76,11 @@ struct Node {
 }
 
 impl Node {
+    async fn get(objects: &Objects, id: ObjectId) -> Result<Option<Self>, Stop> {
+        let bytes = objects.get(id).await?;
+        Ok(bytes.and_then(|bytes| Self::read(&bytes)))
+    }
+
     /// Takes the header of a node; nothing for other objects. Leaves name blocks, not nodes.
     fn read(bytes: &[u8]) -> Option<Self> {
         let header = Parsed::decode(bytes).ok()?.header;
@@ -93,54 +98,43 @@ impl Node {
     }
 }
 
-/// The nodes that the device has, read level by level as far down as they are needed.
+/// The nodes that the device has. Children lie exactly one level below their parent, so that one
+/// level after the other is known without reading its own nodes.
 struct Had {
     ids: BTreeSet<ObjectId>,
-    /// Nodes not read yet; their level is known only once they are.
-    open: Vec<ObjectId>,
-    /// All nodes above this level have been read.
-    level: Option<u8>,
+    /// The nodes of the lowest level that is known, and that level.
+    lowest: Vec<ObjectId>,
+    level: u8,
 }
 
 impl Had {
-    fn new(root: Option<ObjectId>) -> Self {
-        Self {
-            ids: root.into_iter().collect(),
-            open: root.into_iter().collect(),
-            level: None,
+    async fn new(objects: &Objects, root: Option<ObjectId>) -> Result<Self, Stop> {
+        let mut had = Self {
+            ids: BTreeSet::new(),
+            lowest: Vec::new(),
+            level: 0,
+        };
+        let Some(root) = root else { return Ok(had) };
+        if let Some(node) = Node::get(objects, root).await? {
+            had.ids.insert(root);
+            had.lowest.push(root);
+            had.level = node.level;
         }
+        Ok(had)
     }
 
     /// Reads down until every node of `level` is among the ids.
     async fn down_to(&mut self, objects: &Objects, level: u8) -> Result<(), Stop> {
-        while !self.open.is_empty() && self.level.is_none_or(|reached| reached > level) {
+        while self.level > level {
             let mut below = Vec::new();
-            let mut reached = 0;
-            for id in std::mem::take(&mut self.open) {
-                let Some(bytes) = objects.get(id).await? else {
-                    continue;
-                };
-                let Some(node) = Node::read(&bytes) else {
-                    continue;
-                };
-                reached = reached.max(node.level);
-                if node.level <= level {
-                    // Its own level was wanted, not what lies below; it is read again if it is.
-                    self.open.push(id);
-                    continue;
-                }
-                below.extend(node.nodes_below);
-            }
-            if below.is_empty() {
-                self.level = Some(reached.min(level));
-                return Ok(());
-            }
-            for id in below {
-                if self.ids.insert(id) {
-                    self.open.push(id);
+            for id in &self.lowest {
+                if let Some(node) = Node::get(objects, *id).await? {
+                    below.extend(node.nodes_below);
                 }
             }
-            self.level = Some(reached.saturating_sub(1));
+            below.retain(|id| self.ids.insert(*id));
+            self.lowest = below;
+            self.level -= 1;
         }
         Ok(())
     }

@@ -1,4 +1,8 @@
 //! Proving possession: inclusion proofs along a path that a device chose, and the object at its end.
+//!
+//! The child at depth d, from 0 at the root, is number `u64(BLAKE3_keyed(seed, d)) mod count` (d is
+//! one byte; little-endian, first 8 bytes); each step is the child's id and the proof that its
+//! parent names it. `docs/protocol.md` describes the challenge.
 
 use bytes::Bytes;
 use img_types::ObjectId;
@@ -7,6 +11,9 @@ use img_types::object::{ChildProof, Parsed};
 
 use super::Objects;
 use crate::db::Stop;
+
+/// From the highest node down to a leaf and to a block.
+const STEPS_MAX: usize = NODE_LEVEL_MAX as usize + 1;
 
 /// Walks from `root` down by `seed` and proves each step.
 pub(crate) async fn prove(
@@ -18,34 +25,27 @@ pub(crate) async fn prove(
     let mut id = root;
     loop {
         let lost = || Stop::Broken(format!("object {id} of a commit is not here"));
+        let malformed = |error| Stop::Broken(format!("object {id} is damaged: {error}"));
         let bytes = objects.get(id).await?.ok_or_else(lost)?;
-        let parsed = Parsed::decode(&bytes).map_err(|error| Stop::Broken(error.to_string()))?;
+        let parsed = Parsed::decode(&bytes).map_err(malformed)?;
         let children = &parsed.header.children;
-        let Ok(count) = u32::try_from(children.len()) else {
-            return Err(lost());
-        };
-        if count == 0 || steps.len() > usize::from(NODE_LEVEL_MAX) {
+        if children.is_empty() || steps.len() == STEPS_MAX {
             return Ok((steps, bytes));
         }
-        let position = chosen(seed, steps.len(), count);
-        let proof =
-            ChildProof::new(&parsed, position).map_err(|error| Stop::Broken(error.to_string()))?;
-        let mut step = Vec::new();
-        proof.encode(&mut step);
+        let position = pick(seed, steps.len(), children.len());
+        let child = children[position];
+        let mut step = child.as_bytes().to_vec();
+        ChildProof::new(&parsed, u32::try_from(position).unwrap_or(u32::MAX))
+            .map_err(malformed)?
+            .encode(&mut step);
         steps.push(step.into());
-        id = children[position as usize];
+        id = child;
     }
 }
 
-/// Which of `count` children the walk takes at a depth: nobody but the device knew before.
-fn chosen(seed: &[u8; 32], depth: usize, count: u32) -> u32 {
-    let mut hasher = blake3::Hasher::new_keyed(seed);
-    hasher.update(&(depth as u64).to_le_bytes());
-    let hash = hasher.finalize();
-    let word = hash
-        .as_bytes()
-        .first_chunk()
-        .copied()
-        .map_or(0, u64::from_le_bytes);
-    u32::try_from(word % u64::from(count)).unwrap_or(0)
+/// Chooses one of `count` children, which is not zero, at a depth below the root.
+fn pick(seed: &[u8; 32], depth: usize, count: usize) -> usize {
+    let hash = blake3::keyed_hash(seed, &[depth as u8]);
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    (u64::from_le_bytes([a, b, c, d, e, f, g, h]) % count as u64) as usize
 }

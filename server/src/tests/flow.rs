@@ -2,10 +2,12 @@
 
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::SignedReceipt;
+use img_types::bytes::Reader;
+use img_types::object::{ChildProof, ObjectKind, Parsed};
 use img_types::{CommitId, ImageId, LeaseMode, ObjectId, RequestId, Seq, Token};
 
 use super::papers::{Draft, id_of};
-use super::tree::{Tree, node, trace, tree};
+use super::tree::{Tree, node, sealed, tree};
 use super::{Client, TestHome};
 
 pub(super) const TERMS: LeaseTerms = LeaseTerms {
@@ -250,7 +252,7 @@ async fn a_rename_needs_the_newest_descriptor_and_a_free_name() {
     let device = &founder.device;
     let named = device.descriptor(founder.home(), first.image, 1);
     let rename = |name, before| {
-        let next = device.descriptor_after(founder.home(), first.image, name, Some(before));
+        let next = device.rename(founder.home(), before, name);
         let descriptor = next.to_bytes().into();
         (next, Call::SetDescriptor { descriptor })
     };
@@ -317,7 +319,8 @@ async fn expand_sends_nodes_below_a_root_that_the_device_lacks() {
 async fn a_trace_is_set_without_its_objects_being_complete() {
     let (home, founder) = TestHome::founded().await;
     let (draft, ..) = image(&home, &founder, 1).await;
-    let (id, bytes) = trace(1, vec![ObjectId::from_bytes([55; 32])]);
+    let listed = vec![ObjectId::from_bytes([55; 32])];
+    let (id, bytes) = sealed(ObjectKind::Trace, 1, 0, listed);
     let set = Call::SetTrace {
         image: draft.image,
         trace: id,
@@ -329,11 +332,47 @@ async fn a_trace_is_set_without_its_objects_being_complete() {
     assert_eq!(founder.call(set).await, Ok(Answer::Done));
 }
 
+#[tokio::test]
+async fn a_challenge_is_answered_with_a_path_that_nobody_could_choose() {
+    let (home, founder) = TestHome::founded().await;
+    let (draft, commit, _) = image(&home, &founder, 1).await;
+    let mut ends = std::collections::BTreeSet::new();
+    for seed in 0..20u8 {
+        let seed = [seed; 32];
+        let prove = founder.call(Call::Prove { commit, seed }).await;
+        let Ok(Answer::Proof { steps, object }) = prove else {
+            panic!("{prove:?}");
+        };
+        assert_eq!(steps.len(), 2, "root, leaf, block");
+        let mut id = draft.root;
+        for (depth, step) in (0u8..).zip(&steps) {
+            let mut reader = Reader::new(step);
+            let child = ObjectId::from_bytes(reader.array().unwrap());
+            let proof = ChildProof::decode(&mut reader).unwrap();
+            reader.finish().unwrap();
+            assert!(proof.verify(id, child));
+            let hash = blake3::keyed_hash(&seed, &[depth]);
+            let word = u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap());
+            let count = u64::from(proof.child_count().unwrap());
+            assert_eq!(u64::from(proof.position), word % count);
+            id = child;
+        }
+        assert_eq!(Parsed::decode(&object).unwrap().id(), id);
+        ends.insert(id);
+    }
+    assert!(ends.len() > 2, "seeds lead to different objects");
+    let unknown = Call::Prove {
+        commit: CommitId::from_bytes([1; 32]),
+        seed: [0; 32],
+    };
+    assert_eq!(founder.call(unknown).await, Err(Refusal::UnknownCommit));
+}
+
 fn is_leaf(tree: &Tree) -> impl Fn(&ObjectId) -> bool + '_ {
     |id| {
         let place = tree.ids.iter().position(|other| other == id).unwrap();
-        let parsed = img_types::object::Parsed::decode(&tree.objects[place]).unwrap();
-        parsed.header.kind == img_types::object::ObjectKind::Node && parsed.header.level == 0
+        let header = Parsed::decode(&tree.objects[place]).unwrap().header;
+        header.kind == ObjectKind::Node && header.level == 0
     }
 }
 

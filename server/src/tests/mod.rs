@@ -1,6 +1,7 @@
 //! The home as a device meets it: real QUIC on the loopback, a real database, real files.
 
 mod branches;
+mod changes;
 mod crash;
 mod devices;
 mod enrolment;

@@ -1,6 +1,5 @@
 //! Devices and the records that they sign. Sealed parts are noise: the home cannot tell.
 
-use bytes::Bytes;
 use img_net::TlsIdentity;
 use img_records::{
     Change, Commit, Descriptor, Member, Parent, PublicKeys, RecoveryKeys, Role, Roster,
@@ -9,7 +8,7 @@ use img_records::{
 };
 use img_types::{
     CheckoutId, CommitId, DaemonNonce, DeviceId, EntryId, HomeId, ImageId, Instance, KeyEpoch,
-    LogPosition, NameTag, ObjectId, Seq, Token, WallMillis,
+    NameTag, ObjectId, Seq, Token, WallMillis,
 };
 
 const NO_HOME: HomeId = HomeId::from_bytes([0; 32]);
@@ -79,96 +78,23 @@ impl Device {
         Signed::sign(entry, &NO_HOME, &self.sign)
     }
 
-    /// The entry by which this device adds another.
-    pub(super) fn add(&self, roster: &Roster, joiner: &Device) -> Bytes {
-        let change = Change::Add {
-            member: joiner.member(Role::Member),
-            possession: joiner.keys.prove_possession(&roster.home(), &joiner.sign),
-            key_epoch: roster.key_epoch(),
-            secret_commitment: roster.secret_commitment(),
-            wrap: wrap(joiner.keys.kem),
-        };
-        self.entry(roster, change)
-    }
-
-    /// The entry by which this device revokes another.
-    pub(super) fn revoke(&self, roster: &Roster, other: DeviceId, at: LogPosition) -> Bytes {
-        let staying = roster
-            .members()
-            .filter(|(id, state)| state.active() && **id != other)
-            .map(|(_, state)| wrap(state.member.keys.kem));
-        let change = Change::Revoke {
-            device: other,
-            at,
-            key_epoch: roster.key_epoch().next().unwrap(),
-            secret_commitment: [6; 32],
-            sealed_previous: vec![1; 48],
-            wraps: staying.chain([wrap(roster.recovery().kem)]).collect(),
-        };
-        self.entry(roster, change)
-    }
-
-    /// The entry by which this device comes back with the recovery words.
-    pub(super) fn recover(&self, roster: &Roster) -> Bytes {
-        let fresh = RecoveryKeys {
-            sign: SigningSecret::from_bytes([97; 32]).public(),
-            kem: [96; 32],
-        };
-        let receivers = roster
-            .members()
-            .filter(|(_, state)| state.active())
-            .map(|(_, state)| state.member.keys.kem);
-        let wraps = receivers.chain([self.keys.kem, fresh.kem]).map(wrap);
-        let entry = RosterEntry {
-            seq: roster.seq() + 1,
-            previous: roster.head(),
-            signer: self.id(),
-            time: WallMillis(0),
-            change: Change::Recover {
-                member: self.member(Role::Admin),
-                possession: self.keys.prove_possession(&roster.home(), &self.sign),
-                recovery: fresh,
-                key_epoch: roster.key_epoch().next().unwrap(),
-                secret_commitment: [8; 32],
-                sealed_previous: vec![1; 48],
-                wraps: wraps.collect(),
-            },
-        };
-        Signed::sign(entry, &roster.home(), &recovery())
-            .to_bytes()
-            .into()
-    }
-
-    fn entry(&self, roster: &Roster, change: Change) -> Bytes {
-        let entry = RosterEntry {
-            seq: roster.seq() + 1,
-            previous: roster.head(),
-            signer: self.id(),
-            time: WallMillis(0),
-            change,
-        };
-        Signed::sign(entry, &roster.home(), &self.sign)
-            .to_bytes()
-            .into()
-    }
-
     /// The first descriptor of an image whose name is a number.
     pub(super) fn descriptor(&self, home: HomeId, image: ImageId, name: u8) -> SignedDescriptor {
-        self.descriptor_after(home, image, name, None)
+        self.sign_descriptor(home, image, name, 0, [0; 32])
     }
 
-    /// A descriptor that follows another one.
-    pub(super) fn descriptor_after(
+    pub(super) fn sign_descriptor(
         &self,
         home: HomeId,
         image: ImageId,
         name: u8,
-        before: Option<&SignedDescriptor>,
+        seq: u64,
+        previous: [u8; 32],
     ) -> SignedDescriptor {
         let record = Descriptor {
             image,
-            seq: before.map_or(0, |before| before.record.seq + 1),
-            previous: before.map_or([0; 32], |before| before.id(&home)),
+            seq,
+            previous,
             tag: NameTag::from_bytes([name; 32]),
             key_epoch: KeyEpoch(0),
             device: self.id(),
@@ -239,7 +165,7 @@ pub(super) fn id_of(commit: &SignedCommit, home: HomeId) -> CommitId {
     commit_id(commit, &home)
 }
 
-fn wrap(receiver: [u8; 32]) -> Wrap {
+pub(super) fn wrap(receiver: [u8; 32]) -> Wrap {
     Wrap {
         receiver,
         bytes: vec![3; 80],

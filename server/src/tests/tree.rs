@@ -50,12 +50,13 @@ pub(super) fn node(seed: u64, level: u8, children: Vec<ObjectId>) -> (ObjectId, 
     sealed(ObjectKind::Node, seed, level, children)
 }
 
-/// A trace that lists objects.
-pub(super) fn trace(seed: u64, listed: Vec<ObjectId>) -> (ObjectId, Bytes) {
-    sealed(ObjectKind::Trace, seed, 0, listed)
-}
-
-fn sealed(kind: ObjectKind, seed: u64, level: u8, children: Vec<ObjectId>) -> (ObjectId, Bytes) {
+/// An object of any kind that names others.
+pub(super) fn sealed(
+    kind: ObjectKind,
+    seed: u64,
+    level: u8,
+    children: Vec<ObjectId>,
+) -> (ObjectId, Bytes) {
     let header = Header {
         kind,
         level,
