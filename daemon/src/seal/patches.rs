@@ -99,9 +99,9 @@ impl Waiting {
         } else {
             0
         };
-        later.inode.0 - self.inode.0 < LEAF_EXTENTS
+        later.inode.0.abs_diff(self.inode.0) < LEAF_EXTENTS
             && self.offset - from < LEAF_LEN
-            && later.offset - from < LEAF_LEN
+            && later.offset.abs_diff(from) < LEAF_LEN
     }
 }
 
