@@ -2,9 +2,9 @@
 #![no_main]
 
 use img_index::Proof;
-use img_index::proof::Step;
 use img_types::ObjectId;
 use img_types::bytes::Reader;
+use img_types::object::Step;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -306,6 +306,63 @@ impl ChildProof {
     }
 }
 
+/// One step of a challenge's walk from a root down: a child, and the proof that its parent names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The child that is gone to.
+    pub child: ObjectId,
+    /// Proves it.
+    pub proof: ChildProof,
+}
+
+impl Step {
+    /// Most steps of a walk: from the highest node down to a leaf and to a block.
+    pub const COUNT_MAX: usize = NODE_LEVEL_MAX as usize + 1;
+
+    /// Takes the step that `seed` chooses from `parent`, which is `depth` steps below the root; nothing if
+    /// `parent` has no children.
+    pub fn choose(parent: &Parsed<'_>, seed: &[u8; 32], depth: usize) -> Option<Self> {
+        let children = &parent.header.children;
+        let position = chosen_position(seed, depth, u32::try_from(children.len()).ok()?)?;
+        Some(Self {
+            child: children[position as usize],
+            proof: ChildProof::new(parent, position).ok()?,
+        })
+    }
+
+    /// Tells whether this is the step that `seed` chooses from an object `depth` steps below the root.
+    pub fn is_chosen(&self, seed: &[u8; 32], depth: usize) -> bool {
+        let count = self.proof.child_count();
+        let chosen = count.and_then(|count| chosen_position(seed, depth, count));
+        chosen == Some(self.proof.position)
+    }
+
+    /// Appends the step's bytes: id of the child, then its proof.
+    pub fn encode(&self, record: &mut Vec<u8>) {
+        record.extend_from_slice(self.child.as_bytes());
+        self.proof.encode(record);
+    }
+
+    /// Reads a step.
+    ///
+    /// # Errors
+    /// The bytes are malformed.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let child = ObjectId::from_bytes(reader.array()?);
+        let proof = ChildProof::decode(reader)?;
+        Ok(Self { child, proof })
+    }
+}
+
+/// Which of `count` children a challenge goes to: number `u64(BLAKE3_keyed(seed, depth)) mod count`, the
+/// depth being one byte and the hash's first 8 bytes little-endian; nothing if there are none.
+fn chosen_position(seed: &[u8; 32], depth: usize, count: u32) -> Option<u32> {
+    let hash = blake3::keyed_hash(seed, &[u8::try_from(depth).ok()?]);
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    let chosen = u64::from_le_bytes([a, b, c, d, e, f, g, h]).checked_rem(u64::from(count))?;
+    u32::try_from(chosen).ok()
+}
+
 /// The Merkle root over child ids; nothing for an object without children.
 pub fn children_root(children: &[ObjectId]) -> Option<[u8; 32]> {
     if children.is_empty() {
