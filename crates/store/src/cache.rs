@@ -187,4 +187,6 @@ impl Cache {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
