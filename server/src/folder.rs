@@ -5,7 +5,7 @@
 //!     home.lock      held by the one process that serves the home
 //!     home.sqlite    the database (unless --db names another)
 //!     spool/         objects that are durable here and not in a pack yet
-//!     packs/         the object store (unless --objects names another)
+//!     objects/       the object store (unless --objects names another)
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -67,7 +67,7 @@ impl Folder {
         if entries.next().is_some() {
             return Err(FolderError::NotEmpty(path.to_owned()));
         }
-        for inner in [folder.spool(), folder.packs()] {
+        for inner in [folder.spool(), folder.objects()] {
             private_folder(&inner).map_err(|source| folder.io(&inner, source))?;
         }
         let key = folder.key_path();
@@ -146,8 +146,8 @@ impl Folder {
     }
 
     /// The object store's default place.
-    pub fn packs(&self) -> PathBuf {
-        self.path.join("packs")
+    pub fn objects(&self) -> PathBuf {
+        self.path.join("objects")
     }
 
     fn key_path(&self) -> PathBuf {

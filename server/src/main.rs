@@ -41,7 +41,7 @@ enum Command {
         /// Where to listen, UDP.
         #[arg(long, default_value = "[::]:4460")]
         listen: SocketAddr,
-        /// Where packs of objects are kept [default: DIR/packs].
+        /// Where packs of objects are kept [default: DIR/objects].
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,
     },
@@ -62,7 +62,7 @@ enum Command {
     Check {
         #[command(flatten)]
         place: Place,
-        /// Where packs of objects are kept [default: DIR/packs].
+        /// Where packs of objects are kept [default: DIR/objects].
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,
     },
@@ -90,7 +90,7 @@ impl Place {
         let database = self.database()?;
         Ok(Places {
             database: database.unwrap_or_else(|| Address::file(&folder.database())),
-            objects: objects.unwrap_or_else(|| folder.packs()),
+            objects: objects.unwrap_or_else(|| folder.objects()),
             folder,
         })
     }

@@ -95,7 +95,7 @@ async fn full_spools_become_packs_that_are_read_and_checked() {
     assert_eq!(spools, 1, "packed spools are gone");
 
     // A flipped bit in a pack is found by the check.
-    let packs = home.path.join("packs").join("packs");
+    let packs = home.path.join("objects").join("packs");
     let pack = std::fs::read_dir(packs).unwrap().next().unwrap().unwrap();
     let mut bytes = std::fs::read(pack.path()).unwrap();
     bytes[1_000_000] ^= 1;

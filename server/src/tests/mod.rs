@@ -62,7 +62,7 @@ impl TestHome {
         let folder = Folder::open(&self.path).unwrap();
         Places {
             database: Address::file(&folder.database()),
-            objects: folder.packs(),
+            objects: folder.objects(),
             folder,
         }
     }
