@@ -234,7 +234,7 @@ fn work(before: &Manifest) -> Vec<String> {
         ));
     }
     lines.extend([
-        "truncate -s 1G session/sparse && printf end >> session/sparse && du -h session/sparse".to_owned(),
+        "truncate -s 64M session/sparse && printf end >> session/sparse && du -h session/sparse".to_owned(),
         "ln -s started session/link && ln session/started session/again && chmod 600 session/started"
             .to_owned(),
     ]);
