@@ -33,6 +33,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/images/{name}", delete(images::delete))
         .route("/v1/images/{name}/rename", post(images::rename))
         .route("/v1/images/{name}/log", get(images::log))
+        .route("/v1/images/{name}/export", post(images::export))
         .route("/v1/leases", get(images::leases))
         .route("/v1/checkouts", get(checkouts::list).post(checkouts::open))
         .route("/v1/checkouts/{checkout}", get(checkouts::status))

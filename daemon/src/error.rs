@@ -206,7 +206,7 @@ impl ApiError {
                         "{who} has taken over {image}: this checkout is orphaned. Its work is kept here."
                     ),
                     format!(
-                        "Save it elsewhere with `imgctl export {image} DEST`, or drop it with `imgctl release {image} --discard`."
+                        "Copy it out of its folder, or drop it with `imgctl release {image} --discard`."
                     ),
                 )
             }
@@ -216,7 +216,7 @@ impl ApiError {
                     "{image} has a newer commit than the one this checkout started from. Its work is kept here."
                 ),
                 format!(
-                    "Save it elsewhere with `imgctl export {image} DEST`, or drop it with `imgctl release {image} --discard`."
+                    "Copy it out of its folder, or drop it with `imgctl release {image} --discard`."
                 ),
             ),
             Refusal::NotMember | Refusal::HelloFirst => Self::new(

@@ -4,6 +4,7 @@
 //! checkouts and mounts. Answers have the fields of `docs/control-api.md`.
 
 mod create;
+mod export;
 mod history;
 mod paths;
 
@@ -22,6 +23,7 @@ use crate::home::{CallError, Home};
 use crate::state::State;
 
 pub use create::CreateRequest;
+pub use export::ExportRequest;
 pub use history::CommitSpec;
 
 /// The images of one home.

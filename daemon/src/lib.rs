@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod enrol;
 pub mod error;
 pub mod events;
+pub mod export;
 pub mod home;
 pub mod identity;
 pub mod images;

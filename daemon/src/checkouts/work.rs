@@ -5,7 +5,7 @@ use std::sync::Arc;
 use img_index::{Boundary, Fact, Key, ReadError, Value};
 use img_lease::holder::{Event as LeaseEvent, Granted, Kind as LeaseKind};
 use img_overlay::GenerationId;
-use img_proto::{Answer, Call, Class, LeaseTerms};
+use img_proto::{Answer, Call, Class, LeaseTerms, Refusal};
 use img_records::CommitKind;
 use img_seal::Reference;
 use img_types::{CheckoutId, CommitId, ImageId, Token};
@@ -19,7 +19,7 @@ use crate::journal::JournalError;
 use crate::keeper::{KeeperError, luck};
 use crate::objects::{FetchError, Objects};
 use crate::seal::{SealError, SealedRoot, seal_generation};
-use crate::stream::{Draft, Settled, UploadError, Uploader};
+use crate::stream::{Draft, Sent, Settled, UploadError, Uploader};
 use crate::tree::Tree;
 
 /// Why a generation is not a root yet.
@@ -95,6 +95,7 @@ impl CommitJob {
         );
         let (files, logical_bytes) = totals(shared.home.objects(), self.root).await?;
         let late = self.is_late()?;
+        let mut sent_before = Sent::default();
         let token = match shared
             .keeper
             .holder(self.checkout)
@@ -103,7 +104,7 @@ impl CommitJob {
             Some(token) => token,
             None => {
                 // Uploaded first: the lease is taken for a moment only.
-                uploader.stream(self.root.id, &self.reporter).await?;
+                sent_before = uploader.stream(self.root.id, &self.reporter).await?;
                 self.acquire().await?
             }
         };
@@ -134,7 +135,10 @@ impl CommitJob {
                 .apply(self.checkout, LeaseEvent::GivenBack)
                 .await?;
         }
-        Ok(outcome?)
+        let mut settled = outcome?;
+        settled.sent.objects += sent_before.objects;
+        settled.sent.bytes += sent_before.bytes;
+        Ok(settled)
     }
 
     /// What the checkout is if it has to take the lease for this commit.
@@ -260,8 +264,17 @@ pub(super) fn orphan(name: &str) -> ApiError {
             "This checkout of {name} is orphaned: its lease went to somebody else. Its work is kept here."
         ),
         format!(
-            "If nothing was committed since: `imgctl commit {name} --adopt-orphan`. Save it elsewhere with `imgctl export`, or drop it with `imgctl release {name} --discard`."
+            "If nothing was committed since: `imgctl commit {name} --adopt-orphan`. Otherwise copy it out of its folder, or drop it with `imgctl release {name} --discard`."
         ),
+    )
+}
+
+/// The image is gone, and the checkout's work with nowhere to go.
+fn deleted(name: &str) -> ApiError {
+    ApiError::new(
+        Kind::Orphan,
+        format!("{name} has been deleted at the home. What is here is kept."),
+        format!("Copy it out of its folder, then drop it with `imgctl release {name} --discard`."),
     )
 }
 
@@ -270,6 +283,8 @@ pub(super) fn explain(shared: &Shared, error: &CommitError, name: &str) -> ApiEr
     match error {
         CommitError::Forbidden(error) => error.clone(),
         CommitError::Upload(UploadError::Superseded) => orphan(name),
+        CommitError::Upload(UploadError::Call(CallError::Refused(Refusal::UnknownImage)))
+        | CommitError::Call(CallError::Refused(Refusal::UnknownImage)) => deleted(name),
         CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {
             shared.home.explain(error, name)
         }

@@ -97,19 +97,27 @@ pub(super) struct Worker {
     waiting_cuts: Vec<WaitingCut>,
     pub(super) wishes: Vec<Wish>,
     release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
-    sealing: Option<JoinHandle<Result<Option<(GenerationId, SealedRoot)>, SealingError>>>,
+    sealing: Option<JoinHandle<Sealed>>,
     seal_again: Option<Instant>,
     streaming: Option<Streaming>,
     farewell: Option<JoinHandle<Result<(), CallError>>>,
     farewell_again: Option<Instant>,
+    /// Since when the home has been away, or has not answered, while somebody waits.
     away_since: Option<Instant>,
+    shown_last: Option<events::Progress>,
 }
 
 /// A commit on its way home.
 struct Streaming {
     generation_max: u64,
-    task: JoinHandle<Result<Option<Settled>, CommitError>>,
+    task: JoinHandle<Streamed>,
 }
+
+/// A generation that was sealed, if there was one.
+type Sealed = Result<Option<(GenerationId, SealedRoot)>, SealingError>;
+
+/// A commit that is in history; nothing where none was to be resumed.
+type Streamed = Result<Option<Box<Settled>>, CommitError>;
 
 /// What ends a worker.
 enum Flow {
@@ -120,8 +128,8 @@ enum Flow {
 /// What happens to a worker.
 enum Happened {
     Commanded(Option<Command>),
-    Sealed(Result<Option<(GenerationId, SealedRoot)>, SealingError>),
-    Streamed(u64, Result<Option<Settled>, CommitError>),
+    Sealed(Sealed),
+    Streamed(u64, Streamed),
     SaidFarewell(Result<(), CallError>),
     GenerationClosed,
     Unmounted,
@@ -172,6 +180,7 @@ impl Worker {
             farewell: None,
             farewell_again: None,
             away_since: None,
+            shown_last: None,
         };
         worker.sealed_upto = worker.sealed_before();
         worker.view.send_modify(|view| {
@@ -284,7 +293,7 @@ impl Worker {
                 self.seal_again = Some(Instant::now() + SEAL_PAUSE);
             }
             Happened::Streamed(generation_max, Ok(settled)) => {
-                self.committed(generation_max, settled);
+                self.committed(generation_max, settled.map(|settled| *settled));
             }
             Happened::Streamed(_, Err(error)) => self.not_committed(&error),
             Happened::SaidFarewell(Ok(())) => {
@@ -475,12 +484,21 @@ impl Worker {
 
     /// Tells those who wait for an absent home that it is, after a while; what they wait for goes on.
     fn notice_absence(&mut self) {
-        if self.shared.home.connected() {
+        // A home that vanished without a word is known to be away only after the connection's idle time.
+        let now_shown = self.reporter.now();
+        let at_home = self.streaming.is_some() || self.farewell.is_some();
+        let silent = at_home && self.shown_last.as_ref() == Some(&now_shown);
+        self.shown_last = Some(now_shown);
+        let patience = if !self.shared.home.connected() {
+            AWAY_PATIENCE
+        } else if silent {
+            SILENCE_PATIENCE
+        } else {
             self.away_since = None;
             return;
-        }
+        };
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < AWAY_PATIENCE {
+        if since.elapsed() < patience {
             return;
         }
         let away = self.shared.home.explain(&CallError::Away, &self.name);
@@ -568,9 +586,7 @@ async fn joined<T, E>(
     }
 }
 
-async fn stream_joined(
-    streaming: &mut Option<Streaming>,
-) -> (u64, Result<Option<Settled>, CommitError>) {
+async fn stream_joined(streaming: &mut Option<Streaming>) -> (u64, Streamed) {
     match streaming {
         Some(streaming) => {
             let outcome = (&mut streaming.task).await;
@@ -613,5 +629,8 @@ fn random() -> [u8; 32] {
 const TICK: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long somebody waits for an absent home before hearing that it is.
 const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long somebody waits for a connected home that sends no sign: longer than a slow link needs for one
+/// block.
+const SILENCE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// Pause before a seal or a farewell that failed is tried again.
 const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -15,7 +15,8 @@ use super::stream::{self, HangUp};
 use crate::daemon::Daemon;
 use crate::error::ApiError;
 use crate::events::{Phase, Reporter};
-use crate::images::CreateRequest;
+use crate::export::ExportKind;
+use crate::images::{CommitSpec, CreateRequest, ExportRequest};
 use crate::import::SourceKind;
 
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
@@ -122,6 +123,43 @@ pub(super) async fn log(
     let local = member.checkouts.checkpoints_of(image.row.image);
     let rows = member.images.log_json(&history, &local);
     Ok(Json(Value::Array(rows)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Export {
+    dest: PathBuf,
+    #[serde(default)]
+    at: Option<String>,
+    #[serde(default)]
+    path: Option<PathBuf>,
+    #[serde(default, rename = "as")]
+    form: Option<ExportKind>,
+}
+
+pub(super) async fn export(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let member = daemon.member()?;
+    let request: Export = parse(&body)?;
+    let request = ExportRequest {
+        name: image_name(&name)?,
+        dest: absolute(request.dest)?,
+        at: request.at.as_deref().map(CommitSpec::parse).transpose()?,
+        path: request.path,
+        form: request.form,
+    };
+    let reporter = Reporter::new(Phase::Export);
+    let told = reporter.clone();
+    let work = async move { member.images.export(request, &told).await };
+    Ok(stream::answer(
+        reporter,
+        stream::no_lines(),
+        HangUp::Ends,
+        work,
+    ))
 }
 
 pub(super) async fn leases(State(daemon): State<Arc<Daemon>>) -> Answer {

@@ -101,10 +101,10 @@ mod tests {
     use super::*;
     use crate::error::Kind;
     use crate::events::Phase;
-    use http_body_util::BodyExt;
+    use axum::body::to_bytes;
 
     async fn read(response: Response) -> Vec<Value> {
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())

@@ -45,8 +45,12 @@ impl Worker {
             self.checkout,
         );
         let (generation_max, reporter) = (self.sealed_upto, self.reporter.clone());
-        let task =
-            tokio::spawn(async move { Ok(uploader.resume(generation_max, &reporter).await?) });
+        let task = tokio::spawn(async move {
+            Ok(uploader
+                .resume(generation_max, &reporter)
+                .await?
+                .map(Box::new))
+        });
         self.streaming = Some(Streaming {
             generation_max,
             task,
@@ -127,7 +131,7 @@ impl Worker {
         };
         self.streaming = Some(Streaming {
             generation_max,
-            task: tokio::spawn(async move { job.run().await.map(Some) }),
+            task: tokio::spawn(async move { Ok(Some(Box::new(job.run().await?))) }),
         });
     }
 

@@ -183,6 +183,9 @@ impl Worker {
             tracing::error!(%error, "a checkout that has ended stays listed");
         }
         let shared = self.shared.clone();
+        let holder = shared.keeper.holder(self.checkout);
+        let wrote = holder.is_none_or(|holder| holder.kind() != LeaseKind::ReadOnly);
+        let commit = self.base.as_ref().filter(|_| wrote).map(|base| base.id);
         if shared.keeper.forget(self.checkout).await.is_err() {
             tracing::debug!("the daemon is ending");
         }
@@ -195,10 +198,7 @@ impl Worker {
             tracing::warn!(%error, "what a closed checkout left behind is removed at the next start");
         }
         tracing::info!(checkout = %self.checkout.short(), name = self.name, "a checkout is closed");
-        let done = json!({
-            "name": self.name,
-            "commit": self.base.as_ref().map(|base| base.id),
-        });
+        let done = json!({ "name": self.name, "commit": commit });
         self.answer_release(|| Ok(done.clone()));
     }
 
