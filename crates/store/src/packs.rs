@@ -1,7 +1,7 @@
 //! Packs in an object store: a local folder or a bucket.
 //!
 //! Packs are written once under their content's name and never changed, so that the store needs no more
-//! than create, read a range, list and delete. A pack is durable when [`Packs::put`] returns.
+//! than put, read a range, list and delete. A pack is durable when [`Packs::put`] returns.
 
 use std::error::Error as _;
 use std::io;
@@ -13,7 +13,7 @@ use futures_util::TryStreamExt;
 use img_types::bytes::DecodeError;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::pack::{self, PackId};
 use crate::table::{FOOTER_LEN, Place, Table};
@@ -63,20 +63,14 @@ impl Packs {
         Ok(Self::new(Arc::new(store.with_fsync(true))))
     }
 
-    /// Writes a pack durably. Writing it again is no error: its name says what it holds.
+    /// Writes a pack durably. One that is here already is replaced, since its name says what it holds: a crash
+    /// may have left it without a synced folder, and a disk may have damaged it.
     ///
     /// # Errors
     /// The store is full, fails or cannot be reached.
     pub async fn put(&self, id: PackId, bytes: Bytes) -> Result<(), PackError> {
-        let options = PutOptions::from(PutMode::Create);
-        match self
-            .store
-            .put_opts(&location(id), bytes.into(), options)
-            .await
-        {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-            Err(error) => Err(failed(id, error)),
-        }
+        let put = self.store.put(&location(id), bytes.into()).await;
+        put.map(|_| ()).map_err(|error| failed(id, error))
     }
 
     /// Reads an object of a pack; the caller checks it against the object's id.

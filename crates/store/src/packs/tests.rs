@@ -56,6 +56,20 @@ async fn a_folder_holds_packs() {
 }
 
 #[tokio::test]
+async fn a_pack_that_was_damaged_is_whole_after_it_is_put_again() {
+    let folder = img_testkit::folder().unwrap();
+    let packs = Packs::local(folder.path()).unwrap();
+    let (pack, _) = pack(0..3);
+    packs.put(pack.id, pack.bytes.clone()).await.unwrap();
+    let file = folder.path().join(FOLDER).join(pack.id.to_string());
+    std::fs::write(&file, &pack.bytes[..700]).unwrap();
+    assert!(packs.table(pack.id).await.is_err());
+    packs.put(pack.id, pack.bytes.clone()).await.unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), pack.bytes);
+    assert_eq!(packs.table(pack.id).await.unwrap(), pack.table);
+}
+
+#[tokio::test]
 async fn a_store_in_memory_holds_packs() {
     holds_packs(Packs::new(Arc::new(InMemory::new()))).await;
 }
