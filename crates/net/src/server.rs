@@ -186,11 +186,6 @@ impl Peer {
         self.key
     }
 
-    /// Where the peer's packets come from, at present.
-    pub fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
-    }
-
     /// Gives the peer a member's streams and window.
     pub fn admit(&self) {
         transport::admit(&self.connection, self.endpoint.open_connections());
@@ -260,14 +255,6 @@ impl RequestStream {
     /// The peer has gone.
     pub async fn send_object(&mut self, object: Option<Bytes>) -> Result<(), StreamError> {
         self.replies.send_object(object).await
-    }
-
-    /// Reads the next object of a push; nothing after the last. The caller computes its id.
-    ///
-    /// # Errors
-    /// The peer has gone, is too slow, or sent something else.
-    pub async fn read_upload(&mut self) -> Result<Option<Bytes>, StreamError> {
-        self.uploads.next().await
     }
 
     /// Parts the two directions, so that one task reads uploads while another acknowledges.
