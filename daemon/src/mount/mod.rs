@@ -119,10 +119,14 @@ impl Drop for Mounted {
         if self.session.is_none() {
             return;
         }
-        if !*self.ended.borrow()
-            && let Err(error) = unmount(&self.dir, UnmountFlags::DETACH)
-        {
-            tracing::warn!(%error, "cannot unmount");
+        let ended = *self.ended.borrow();
+        let gone = match ended {
+            true => self.join(),
+            // With files open it lives on until the last is closed; nobody waits for that.
+            false => unmount(&self.dir, UnmountFlags::DETACH),
+        };
+        if let Err(error) = gone {
+            tracing::warn!(%error, "a mount did not end well");
         }
     }
 }

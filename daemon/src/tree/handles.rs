@@ -103,8 +103,9 @@ impl Tree {
         mapped.map(|(inode, _)| *inode).collect()
     }
 
-    /// Finds inodes that an earlier session left open but unlinked; the next checkpoint drops them.
-    pub(super) fn adopt_orphans(&self) -> Result<(), Failure> {
+    /// Reads what a tree wants to know about its root before anybody asks: the next inode, and the
+    /// inodes that an earlier session left open but unlinked, which the next checkpoint drops.
+    pub(super) fn prepare(&self) -> Result<(), Failure> {
         let mut state = self.lock();
         let view = View {
             state: &state,
@@ -116,7 +117,9 @@ impl Tree {
             _ => None,
         });
         let orphans: Vec<_> = orphans.filter(|i| !state.open.contains_key(i)).collect();
+        let next_inode = view.next_inode()?;
         state.orphans.extend(orphans);
+        state.next_inode.get_or_insert(next_inode);
         Ok(())
     }
 }

@@ -217,10 +217,10 @@ impl Tree {
             source,
             closed: Notify::new(),
         });
-        if let Err(Failure::Absent(wanted)) = tree.adopt_orphans() {
-            let adopting = Arc::clone(&tree);
+        if let Err(Failure::Absent(wanted)) = tree.prepare() {
+            let preparing = Arc::clone(&tree);
             runtime.spawn(async move {
-                if adopting.repeat(wanted, Self::adopt_orphans).await.is_err() {
+                if preparing.repeat(wanted, Self::prepare).await.is_err() {
                     tracing::warn!("files unlinked in an earlier session are dropped next time");
                 }
             });

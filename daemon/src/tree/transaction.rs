@@ -92,13 +92,7 @@ impl<'a> Transaction<'a> {
 
     /// Makes a new inode's number.
     pub(super) fn new_inode(&mut self) -> Result<Inode, Failure> {
-        let next = match self.state.next_inode {
-            Some(next) => next,
-            None => match self.view().value(&Key::fact(img_index::Fact::NextInode))? {
-                Some(Value::Number(next)) => Inode(next.max(Inode::ROOT.0 + 1)),
-                _ => Inode(Inode::ROOT.0 + 1),
-            },
-        };
+        let next = self.view().next_inode()?;
         self.created = true;
         self.state.next_inode = Some(next);
         Ok(next)

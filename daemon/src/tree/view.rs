@@ -2,7 +2,7 @@
 
 use img_index::key::name_allowed;
 use img_index::{
-    Absent, Attributes, FileKind, Inode, Key, KeyRange, NameHash, ReadError, Value, name_hash,
+    Absent, Attributes, Fact, FileKind, Inode, Key, KeyRange, NameHash, ReadError, Value, name_hash,
 };
 use img_overlay::Layer;
 use img_types::limits::ENTRY_NAME_LEN_MAX;
@@ -96,6 +96,18 @@ impl View<'_> {
         match self.value(&name.key(parent))? {
             Some(Value::Entry { inode, kind }) => Ok(Some(Entry { inode, kind })),
             _ => Ok(None),
+        }
+    }
+
+    /// The number that the next new inode gets.
+    pub(super) fn next_inode(&self) -> Result<Inode, Failure> {
+        if let Some(next) = self.state.next_inode {
+            return Ok(next);
+        }
+        let first = Inode::ROOT.0 + 1;
+        match self.value(&Key::fact(Fact::NextInode))? {
+            Some(Value::Number(next)) => Ok(Inode(next.max(first))),
+            _ => Ok(Inode(first)),
         }
     }
 

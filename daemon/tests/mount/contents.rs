@@ -1,13 +1,15 @@
 //! Contents: holes, maps, appends, sizes.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::support::Place;
+use crate::support::{Place, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -153,6 +155,52 @@ fn statfs_shows_less_room_than_the_disk_below() {
     assert_eq!(inside.f_namemax, 255);
     assert!(inside.f_bavail > 0);
     assert!(inside.f_bavail * inside.f_frsize < below.f_bavail * below.f_frsize);
+}
+
+#[test]
+fn a_full_disk_is_said_before_a_write_is_accepted_and_can_be_left() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("state")).unwrap();
+    let disk = SmallDisk::new(folder.path().join("state"));
+    let mut place = Place::within(folder);
+    let mut accepted = 0_u64;
+    let error = loop {
+        let bytes = vec![1; 1 << 20];
+        match fs::write(place.path(&accepted.to_string()), bytes) {
+            Ok(()) => accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
+    assert!((5..40).contains(&accepted), "{accepted}");
+    for number in 0..accepted {
+        let bytes = fs::read(place.path(&number.to_string())).unwrap();
+        assert!(bytes == vec![1; 1 << 20]);
+    }
+    // What was accepted can be made durable and checkpointed, and files can be removed.
+    let tree = place.mounted.as_ref().unwrap().tree();
+    tree.sync().unwrap();
+    assert!(tree.freeze().unwrap().is_some());
+    fs::remove_file(place.path("0")).unwrap();
+    place.unmount();
+    drop(disk);
+}
+
+/// A disk with room for some 20 MiB of writes and their seal above the reserve.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(dir: PathBuf) -> Self {
+        let options = ["-t", "tmpfs", "-o", "size=300m", "none"].map(OsStr::new);
+        run("mount", options.into_iter().chain([dir.as_os_str()]));
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run("umount", [OsStr::new("--lazy"), self.0.as_os_str()]);
+    }
 }
 
 /// A memory map of a file, for as long as a test looks at it.

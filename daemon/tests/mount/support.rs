@@ -45,7 +45,13 @@ impl Place {
     /// Mounts a new, empty tree.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for part in ["state", "mount", "other"] {
+        std::fs::create_dir(folder.path().join("state")).unwrap();
+        Self::within(folder)
+    }
+
+    /// Mounts a new, empty tree whose state folder is made already.
+    pub(crate) fn within(folder: tempfile::TempDir) -> Self {
+        for part in ["mount", "other"] {
             std::fs::create_dir(folder.path().join(part)).unwrap();
         }
         let mut place = Self {

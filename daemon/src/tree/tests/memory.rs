@@ -34,6 +34,15 @@ struct Objects {
     away: bool,
 }
 
+/// A home that answers when it is told to.
+#[derive(Debug)]
+pub(super) struct Slow {
+    pub(super) memory: Arc<Memory>,
+    pub(super) open: tokio::sync::watch::Sender<bool>,
+    /// How many fetches wait.
+    pub(super) waiting: tokio::sync::watch::Sender<usize>,
+}
+
 impl Memory {
     pub(super) fn new() -> Self {
         Self {
@@ -178,6 +187,29 @@ impl Source for Memory {
                 objects.blocks_at_hand.insert(*reference, block);
             }
             Ok(())
+        })
+    }
+}
+
+impl NodeSource for Slow {
+    fn node(&self, reference: &Reference) -> Option<Arc<Node>> {
+        self.memory.node(reference)
+    }
+}
+
+impl Source for Slow {
+    fn block(&self, reference: &Reference) -> Option<Bytes> {
+        self.memory.block(reference)
+    }
+
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, class: Class) -> Fetching<'a> {
+        Box::pin(async move {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            let mut open = self.open.subscribe();
+            open.wait_for(|open| *open)
+                .await
+                .map_err(|_| SourceError::Away)?;
+            self.memory.fetch(wanted, class).await
         })
     }
 }
