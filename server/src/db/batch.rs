@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-/// How many rows one statement takes; the last part of a batch goes through the smaller ones.
-const WIDTHS: [usize; 3] = [1, 16, 128];
+/// How many rows one statement takes; the last part of a batch goes through the smaller ones. Wider
+/// ones cost more than they save: SQLite finds the name of each parameter by a linear search.
+const WIDTHS: [usize; 3] = [1, 8, 64];
 
 /// One SQL text for each width.
 pub(crate) struct Shapes([String; WIDTHS.len()]);
@@ -85,7 +86,7 @@ mod tests {
         let items: Vec<u32> = (0..300).collect();
         let parts: Vec<usize> = ROWS.exact(&items).map(|(_, part)| part.len()).collect();
         assert_eq!(parts.iter().sum::<usize>(), 300);
-        assert_eq!(parts[..3], [128, 128, 16]);
+        assert_eq!(parts[3..6], [64, 8, 8]);
         let (sql, _) = ROWS.exact(&items[..1]).next().unwrap();
         assert_eq!(sql, "INSERT INTO t VALUES ($1, $2) END");
 
@@ -93,7 +94,7 @@ mod tests {
             .padded(&items)
             .map(|(_, p, fill)| (p.len(), fill))
             .collect();
-        assert_eq!(parts, [(128, 0), (128, 0), (44, 84)]);
+        assert_eq!(parts[3..], [(64, 0), (44, 20)]);
         let (sql, _, fill) = LIST.padded(&items[..1]).next().unwrap();
         assert_eq!((sql, fill), ("SELECT 1 WHERE id IN ($1)", 0));
         assert_eq!(ROWS.exact::<u32>(&[]).count(), 0);

@@ -2,6 +2,7 @@
 
 use img_proto::{Answer, Call, Refusal};
 use img_records::JoinRequest;
+use img_types::limits::{CONNECTIONS_PER_DEVICE_MAX, JOIN_CONNECTIONS_MAX};
 use img_types::{InviteId, LogPosition};
 
 use super::TestHome;
@@ -241,4 +242,32 @@ async fn the_recovery_words_bring_a_device_in_once() {
     assert_eq!(client.call(append.clone()).await, Ok(Answer::Done));
     assert_eq!(client.call(append).await, Ok(Answer::Done));
     client.hello(None).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
+    let (home, founder) = TestHome::founded().await;
+    let mut connections = vec![founder];
+    for _ in 0..CONNECTIONS_PER_DEVICE_MAX {
+        connections.push(home.member(&Device::new(1)).await);
+    }
+    // The oldest made room, the others go on.
+    connections[0].connection.closed().await;
+    for client in &connections[1..] {
+        assert!(client.call(Call::Images).await.is_ok());
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..JOIN_CONNECTIONS_MAX {
+        strangers.push(home.connect(&Device::new(9)).await);
+    }
+    // A stranger's place is taken once its first call is answered.
+    for stranger in &strangers {
+        let refused = stranger.call(Call::Images).await;
+        assert_eq!(refused, Err(Refusal::NotMember));
+    }
+    let crowd = home.connect(&Device::new(10)).await;
+    crowd.connection.closed().await;
+    // Members are not kept out by them.
+    assert!(connections[1].call(Call::Images).await.is_ok());
+    home.member(&Device::new(1)).await;
 }

@@ -3,7 +3,7 @@
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::SignedReceipt;
 use img_types::bytes::Reader;
-use img_types::object::{ChildProof, ObjectKind, Parsed};
+use img_types::object::{ObjectKind, Parsed, Step};
 use img_types::{CommitId, ImageId, LeaseMode, ObjectId, RequestId, Seq, Token};
 
 use super::papers::{Draft, id_of};
@@ -345,17 +345,13 @@ async fn a_challenge_is_answered_with_a_path_that_nobody_could_choose() {
         };
         assert_eq!(steps.len(), 2, "root, leaf, block");
         let mut id = draft.root;
-        for (depth, step) in (0u8..).zip(&steps) {
+        for (depth, step) in steps.iter().enumerate() {
             let mut reader = Reader::new(step);
-            let child = ObjectId::from_bytes(reader.array().unwrap());
-            let proof = ChildProof::decode(&mut reader).unwrap();
+            let step = Step::decode(&mut reader).unwrap();
             reader.finish().unwrap();
-            assert!(proof.verify(id, child));
-            let hash = blake3::keyed_hash(&seed, &[depth]);
-            let word = u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap());
-            let count = u64::from(proof.child_count().unwrap());
-            assert_eq!(u64::from(proof.position), word % count);
-            id = child;
+            assert!(step.is_chosen(&seed, depth));
+            assert!(step.proof.verify(id, step.child));
+            id = step.child;
         }
         assert_eq!(Parsed::decode(&object).unwrap().id(), id);
         ends.insert(id);
