@@ -15,10 +15,10 @@ use super::{Session, answer, refusal, reply};
 use crate::db::{Stop, uploads};
 use crate::home::Home;
 use crate::ingest::{BATCH_BYTES_MAX, BATCH_MAX, Verified};
-use crate::objects::{Expansion, expand};
+use crate::objects::{Expansion, Run, expand};
 
-/// Objects of one fetch that are read ahead of the network.
-const READ_AHEAD: usize = 8;
+/// Reads of one fetch, or nodes of one expansion, ahead of the network.
+const READ_AHEAD: usize = 4;
 
 /// Reads one request, answers it, and moves the objects that belong to it.
 ///
@@ -87,32 +87,41 @@ async fn fetch(
         .reply(&reply(home, session, at, Ok(Answer::Objects)))
         .await?;
     let places = ids.into_iter().map(|id| (id, located.get(&id).copied()));
-    let places: Vec<_> = places.collect();
-    let reads = places.into_iter().map(|(id, place)| async move {
-        match place {
-            Some(place) => home.objects.read(id, place).await,
-            None => Ok(None),
-        }
-    });
-    let mut objects = stream::iter(reads).buffered(READ_AHEAD);
-    while let Some(object) = objects.next().await {
-        let object = match object {
-            Ok(object) => object,
-            // What cannot be read is lost until somebody repairs the store: saying so at once is
-            // better than letting the device wait and ask again.
-            Err(stop @ Stop::Broken(_)) => {
-                refusal(stop);
-                None
-            }
-            Err(stop) => {
-                refusal(stop);
+    let runs = Run::cut(places);
+    let reads = runs.into_iter().map(|run| run.read(&home.objects));
+    let mut runs = stream::iter(reads).buffered(READ_AHEAD);
+    while let Some(run) = runs.next().await {
+        for object in run {
+            if !send(&mut stream, object).await? {
                 return Ok(());
             }
-        };
-        stream.send_object(object).await?;
+        }
     }
     stream.finish();
     Ok(())
+}
+
+/// Sends what a read brought; `false` if the stream is to be cut off, which is no answer: the device
+/// asks again.
+async fn send(
+    stream: &mut RequestStream,
+    object: Result<Option<Bytes>, Stop>,
+) -> Result<bool, StreamError> {
+    let object = match object {
+        Ok(object) => object,
+        // What cannot be read is lost until somebody repairs the store: saying so at once is better
+        // than letting the device wait.
+        Err(stop @ Stop::Broken(_)) => {
+            refusal(stop);
+            None
+        }
+        Err(stop) => {
+            refusal(stop);
+            return Ok(false);
+        }
+    };
+    stream.send_object(object).await?;
+    Ok(true)
 }
 
 async fn send_expansion(

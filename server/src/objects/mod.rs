@@ -5,6 +5,7 @@
 
 mod expand;
 mod prove;
+mod run;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,6 +16,7 @@ use img_types::ObjectId;
 
 pub(crate) use expand::{Expansion, expand};
 pub(crate) use prove::prove;
+pub(crate) use run::Run;
 
 use crate::db::objects::{self, Located, StoreNumber};
 use crate::db::{Database, Stop};
