@@ -1,0 +1,153 @@
+//! Bad input of every kind: a clear error, the right exit code, nothing left behind.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{World, wait_for};
+
+#[test]
+fn mistakes_get_the_right_exit_code_and_leave_nothing_behind() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    let file = world.path("empty.raw");
+    fs::write(&file, "")?;
+    let file = file.to_str().context("UTF-8")?;
+    let full = world.path("full");
+    fs::create_dir(&full)?;
+    fs::write(full.join("x"), "x")?;
+    let full = full.to_str().context("UTF-8")?;
+    for (code, args) in [
+        (2, &["create", "a/b"][..]),
+        (2, &["create", "-x"]),
+        (2, &["create", ".hidden"]),
+        (2, &["create", "vm"]),
+        (3, &["create", "new", "--from", "/no/such/path"]),
+        (2, &["create", "new", "--from", file, "--as", "disk"]),
+        (3, &["checkout", "nothing"]),
+        (2, &["checkout", "vm", full]),
+        (2, &["checkout", "vm", "--lease", "soon"]),
+        (
+            3,
+            &["checkout", "vm", "--read-only", "--at", "abcdef012345"],
+        ),
+        (3, &["log", "nothing"]),
+        (3, &["commit", "vm"]),
+        (3, &["release", "vm"]),
+        (2, &["rename", "vm", "a b"]),
+        (3, &["delete", "nothing"]),
+        (2, &["nonsense"]),
+    ] {
+        let outcome = a.imgctl(&[args, &["--json"]].concat())?;
+        ensure!(
+            outcome.code == Some(code),
+            "imgctl {args:?} should end with {code}: {outcome}"
+        );
+    }
+    let images = a.json(&["ls"])?;
+    ensure!(images["name"] == "vm", "only vm is there: {images}");
+    ensure!(
+        fs::read_dir(a.work())?.count() == 0,
+        "no folder was left behind"
+    );
+    Ok(())
+}
+
+#[test]
+fn release_is_refused_while_files_are_open_and_names_the_process() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    let mount = a.checkout("vm", &[])?;
+    let open = fs::File::create(mount.join("open"))?;
+    let refused = a.fails(1, &["release", "vm"])?;
+    let own = std::process::id().to_string();
+    ensure!(refused.to_string().contains(&own), "{refused}");
+    drop(open);
+    a.json(&["release", "vm"])?;
+    Ok(())
+}
+
+/// Flips a byte in the middle of every stored object file below a folder.
+fn corrupt(folder: &std::path::Path, min_len: u64) -> Result<usize> {
+    let mut corrupted = 0;
+    for path in crate::secrecy::files_below(folder)? {
+        let file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
+        let len = file.metadata()?.len();
+        if len < min_len {
+            continue;
+        }
+        for at in (0..len).step_by(4_096) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at)?;
+            file.write_all_at(&[byte[0] ^ 0x10], at)?;
+        }
+        corrupted += 1;
+    }
+    Ok(corrupted)
+}
+
+#[test]
+fn a_corrupted_cache_is_fetched_anew() -> Result<()> {
+    let world = World::new()?;
+    let source = world.path("source");
+    fs::create_dir(&source)?;
+    crate::tour::varied_tree(&source)?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm", "--from", source.to_str().unwrap()])?;
+    let mut b = world.joined("b", &a)?;
+    let mount = b.checkout("vm", &[])?;
+    e2e::tree::assert_equal(&source, &mount)?;
+    b.stop()?;
+    let objects = b.state().join("objects");
+    ensure!(corrupt(&objects, 1_000)? > 0, "there is a cache to corrupt");
+    b.restart()?;
+    wait_for("the mount to be back", || {
+        Ok(fs::read_dir(&mount).ok().map(drop))
+    })?;
+    e2e::tree::assert_equal(&source, &mount)?;
+    Ok(())
+}
+
+#[test]
+fn a_corrupted_pack_at_home_is_an_error_and_never_a_wrong_byte() -> Result<()> {
+    let mut world = World::new()?;
+    let source = world.path("source");
+    fs::create_dir(&source)?;
+    fs::write(source.join("file"), vec![7; 500_000])?;
+    for n in 0..50 {
+        fs::write(
+            source.join(format!("{n}")),
+            blake3::hash(&[n]).as_bytes().repeat(4_000),
+        )?;
+    }
+    let a = world.founder("a")?;
+    a.json(&["create", "vm", "--from", source.to_str().unwrap()])?;
+    world.home.stop()?;
+    let before = fs::read_dir(world.home.dir())?.count();
+    ensure!(before > 0);
+    for folder in ["objects", "spool"] {
+        let folder = world.home.dir().join(folder);
+        if folder.exists() {
+            corrupt(&folder, 100_000)?;
+        }
+    }
+    world.home.start()?;
+    let b = world.joined("b", &a)?;
+    let outcome = b.imgctl(&["checkout", "vm", "--json"])?;
+    if outcome.ok() {
+        let mount = b.work().join("vm");
+        for n in 0..50 {
+            if let Ok(bytes) = fs::read(mount.join(format!("{n}"))) {
+                ensure!(
+                    bytes == fs::read(source.join(format!("{n}")))?,
+                    "a wrong byte in {n}"
+                );
+            }
+        }
+    } else {
+        ensure!(matches!(outcome.code, Some(1 | 7)), "{outcome}");
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! End-to-end tests: the real programs, real mounts, real input.
+
+mod bad_input;
+mod crash;
+mod enrolment;
+mod programs;
+mod secrecy;
+mod tour;
