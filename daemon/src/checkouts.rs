@@ -53,7 +53,15 @@ struct Shared {
     open: Mutex<BTreeMap<CheckoutId, Arc<Checkout>>>,
     /// Folders and checkouts that are being opened.
     opening: Mutex<BTreeSet<Opening>>,
-    heads: Mutex<BTreeMap<ImageId, CommitId>>,
+    /// Names and heads of images as last seen at the home.
+    seen: Mutex<BTreeMap<ImageId, Seen>>,
+}
+
+/// What was last seen of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    name: String,
+    head: CommitId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,7 +162,7 @@ impl Checkouts {
             Which::Name(name) => {
                 let mut found: Vec<_> = open
                     .into_iter()
-                    .filter(|checkout| checkout.name == name.as_str())
+                    .filter(|checkout| checkout.name() == name.as_str())
                     .collect();
                 if let Some(at) = found.iter().position(|checkout| !checkout.is_read_only()) {
                     return Ok(found.swap_remove(at));
@@ -257,13 +265,21 @@ impl Shared {
     }
 
     fn head(&self, image: ImageId) -> Option<CommitId> {
-        lock(&self.heads).get(&image).copied()
+        lock(&self.seen).get(&image).map(|seen| seen.head)
+    }
+
+    fn name(&self, image: ImageId) -> Option<String> {
+        lock(&self.seen).get(&image).map(|seen| seen.name.clone())
     }
 
     fn saw_head(&self, image: ImageId, name: &str, head: CommitId) {
-        let before = lock(&self.heads).insert(image, head);
-        if before != Some(head) {
-            let name = name.to_owned();
+        let name = name.to_owned();
+        let seen = Seen {
+            name: name.clone(),
+            head,
+        };
+        let before = lock(&self.seen).insert(image, seen);
+        if before.is_none_or(|before| before.head != head) {
             self.events.send(Event::Head { image, name, head });
         }
     }
@@ -271,7 +287,7 @@ impl Shared {
     fn tell_state(&self, checkout: &Checkout, state: &'static str) {
         self.events.send(Event::Checkout {
             checkout: checkout.id,
-            name: checkout.name.clone(),
+            name: checkout.name(),
             dir: checkout.dir.display().to_string(),
             state,
         });
@@ -335,11 +351,17 @@ impl Checkout {
         self.hydration
             .run(self.shared.home.objects(), root, reporter)
             .await
-            .map_err(|error| hydrate::explain(&error, &self.name))
+            .map_err(|error| hydrate::explain(&error, &self.name()))
     }
 
     async fn mount_again(&self) -> Result<(), ApiError> {
         self.ask(|done| Command::Mount { done }).await?
+    }
+
+    /// The image's name: it may have been renamed since the checkout was opened.
+    fn name(&self) -> String {
+        let seen = self.shared.name(self.image);
+        seen.unwrap_or_else(|| self.name.clone())
     }
 
     fn is_read_only(&self) -> bool {

@@ -169,7 +169,7 @@ impl Enrolment<'_> {
             secret: invite.secret,
             genesis: genesis.clone().into(),
         };
-        self.deliver(&connection, call).await?;
+        self.deliver(&connection, call).await.map_err(void_words)?;
         let entries = [genesis];
         let roster = papers::replay(&entries).map_err(|error| unverified(&error))?;
         let pinned = self
@@ -389,6 +389,16 @@ impl Enrolment<'_> {
             .await
             .map_err(ApiError::failed)
     }
+}
+
+/// The words were shown before the home could refuse.
+fn void_words(mut error: ApiError) -> ApiError {
+    if error.kind != Kind::HomeAway {
+        error
+            .message
+            .push_str(" The recovery words that were shown are void.");
+    }
+    error
 }
 
 async fn call_once(connection: &Connection, call: Call) -> Result<Answer, ApiError> {

@@ -5,6 +5,8 @@
 
 mod flights;
 mod lru;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

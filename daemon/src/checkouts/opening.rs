@@ -69,10 +69,10 @@ impl Checkouts {
         else {
             return Ok(None);
         };
-        if there.name != request.name.as_str() || there.is_read_only() != request.read_only {
+        if there.name() != request.name.as_str() || there.is_read_only() != request.read_only {
             return Err(not_empty(
                 &request.dir,
-                &format!("{} is checked out there", there.name),
+                &format!("{} is checked out there", there.name()),
             ));
         }
         there.mount_again().await?;
@@ -362,7 +362,7 @@ async fn tell_progress(checkout: std::sync::Weak<Checkout>) {
         };
         checkout.shared.events.send(events::Event::Progress {
             checkout: checkout.id,
-            name: checkout.name.clone(),
+            name: checkout.name(),
             progress: progress.borrow_and_update().clone(),
         });
         drop(checkout);

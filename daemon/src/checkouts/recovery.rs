@@ -59,7 +59,7 @@ impl Checkouts {
             clock: Clock::new(),
             open: Mutex::default(),
             opening: Mutex::default(),
-            heads: Mutex::new(BTreeMap::new()),
+            seen: Mutex::new(BTreeMap::new()),
         });
         for row in rows {
             let (checkout, dir) = (row.checkout, row.dir.clone());

@@ -94,7 +94,7 @@ impl Checkout {
         let (fetched_objects, fetched_bytes) = objects.fetched();
         let stats = self.tree.as_ref().map(|tree| tree.stats());
         json!({
-            "name": self.name,
+            "name": self.name(),
             "image": self.image,
             "checkout": self.id,
             "dir": self.dir.display().to_string(),

@@ -168,7 +168,9 @@ impl Worker {
         };
         let Settled { commit, sent, .. } = settled;
         let record = commit.record();
-        self.shared.saw_head(self.image, &self.name, commit.id);
+        let renamed = self.shared.name(self.image);
+        let name = renamed.as_ref().unwrap_or(&self.name);
+        self.shared.saw_head(self.image, name, commit.id);
         self.view.send_modify(|view| {
             view.sealed_bytes = commit.private.sealed_bytes;
             view.sent_bytes = sent.bytes;
