@@ -45,19 +45,28 @@ impl Spool {
     }
 
     /// Opens a spool after a crash: cuts the torn tail and lists the whole objects in the order in which
-    /// they were appended. Objects that do not match their id are left out.
+    /// they were appended. Objects that do not match their id are left out. Nothing is cut before
+    /// `named_end`, which is where the objects end whose places somebody remembers: a header there that
+    /// does not hold is damage of what was durable, and the objects behind it are still read by their places.
     ///
     /// # Errors
     /// The file cannot be read or cut.
-    pub fn recover(path: &Path) -> Result<(Self, Vec<(ObjectId, Place)>), StoreError> {
+    pub fn recover(
+        path: &Path,
+        named_end: u64,
+    ) -> Result<(Self, Vec<(ObjectId, Place)>), StoreError> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let scan = record::scan(&file)?;
+        let end = scan.end.max(named_end.min(file.metadata()?.len()));
+        if end > scan.end {
+            tracing::error!(path = %path.display(), at = scan.end, "a damaged record in a spool");
+        }
         if scan.corrupt > 0 {
             tracing::warn!(path = %path.display(), objects = scan.corrupt, "damaged objects in a spool");
         }
-        file.set_len(scan.end)?;
+        file.set_len(end)?;
         file.sync_all().map_err(StoreError::Sync)?;
-        Ok((Self::new(file, scan.end), scan.records))
+        Ok((Self::new(file, end), scan.records))
     }
 
     /// Appends an object; the caller has checked its id.

@@ -70,7 +70,7 @@ fn the_bytes_of_a_spool_are_recovered() {
     let folder = img_testkit::folder().unwrap();
     let path = folder.path().join("spool");
     fs::write(&path, bytes(&fixture()["spool"])).unwrap();
-    let (spool, places) = Spool::recover(&path).unwrap();
+    let (spool, places) = Spool::recover(&path, 0).unwrap();
     assert_eq!(places.len(), objects().len());
     for ((id, place), (expected, object)) in places.into_iter().zip(objects()) {
         assert_eq!(id, expected);

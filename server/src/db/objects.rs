@@ -214,6 +214,25 @@ pub(crate) async fn newest_store(connection: &mut SqliteConnection) -> sqlx::Res
         .map(StoreNumber)
 }
 
+/// Objects whose rows say that they lie in a store.
+pub(crate) async fn held_by(
+    connection: &mut SqliteConnection,
+    store: StoreNumber,
+) -> sqlx::Result<Vec<(ObjectId, Place)>> {
+    let rows = sqlx::query("SELECT id, start, len FROM objects WHERE store = $1 ORDER BY start")
+        .bind(big(store.0))
+        .fetch_all(connection)
+        .await?;
+    let held = rows.iter().map(|row| {
+        let place = Place {
+            offset: row.number(1)?,
+            len: u32::try_from(row.number(2)?).unwrap_or(u32::MAX),
+        };
+        Ok((row.id(0, ObjectId::from_bytes)?, place))
+    });
+    held.collect()
+}
+
 /// Every pack with its number.
 pub(crate) async fn packs(
     connection: &mut SqliteConnection,

@@ -1,10 +1,12 @@
 //! What a start finds in the spool folder: objects that have no row yet get one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use img_store::{Spool, SpoolReader};
+use img_store::{Place, Spool, SpoolReader};
+use img_types::ObjectId;
 use img_types::limits::SPOOL_LEN_MAX;
 use img_types::object::Parsed;
 
@@ -36,7 +38,8 @@ pub(super) struct Recovered {
     pub(super) numbers: Arc<Numbers>,
 }
 
-/// Reads every spool, cuts torn tails, and gives rows to whole objects that have none.
+/// Reads every spool, cuts torn tails, and gives rows to whole objects that have none. What rows name is
+/// never cut.
 pub(super) async fn recover(
     db: &Database,
     objects: &Objects,
@@ -44,7 +47,15 @@ pub(super) async fn recover(
 ) -> Result<Recovered, Stop> {
     let mut spools = Vec::new();
     for (number, path) in list(folder).await? {
-        let (spool, held) = blocking(move || Spool::recover(&path)).await?;
+        let mut connection = db.reads().acquire().await?;
+        let named = rows::held_by(&mut connection, number).await?;
+        drop(connection);
+        let named_end = named.iter().map(|(_, place)| place.end()).max();
+        let recover = move || Spool::recover(&path, named_end.unwrap_or(0));
+        let (spool, mut held) = blocking(recover).await?;
+        // What a scan does not find because its record is damaged goes into the pack by its row.
+        let found: BTreeSet<ObjectId> = held.iter().map(|(id, _)| *id).collect();
+        held.extend(named.into_iter().filter(|(id, _)| !found.contains(id)));
         let spool = OpenSpool {
             number,
             spool,
@@ -96,9 +107,9 @@ async fn add_rows(db: &Database, objects: &Objects, spool: &OpenSpool) -> Result
 fn read_headers(
     reader: &SpoolReader,
     store: StoreNumber,
-    places: &[(img_types::ObjectId, img_store::Place)],
+    places: &[(ObjectId, Place)],
 ) -> Vec<NewObject> {
-    let read = |(id, place): &(img_types::ObjectId, img_store::Place)| {
+    let read = |(id, place): &(ObjectId, Place)| {
         // Recovery has verified every object that it lists; one that fails now is sent again.
         let bytes = reader.read(*place).ok()?;
         let parsed = Parsed::decode(&bytes).ok()?;

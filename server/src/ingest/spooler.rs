@@ -254,9 +254,14 @@ async fn make_rows(db: Database, unsynced: Unsynced) {
             Ok::<_, Stop>(())
         })
     });
-    let result = made.await.map_err(|error| {
-        tracing::error!(%error, "objects got no rows");
-        Refusal::Internal("objects got no rows".to_owned())
+    let result = made.await.map_err(|error| match error {
+        Stop::Refused(refusal) => refusal,
+        // A full disk ended its group before its turn.
+        Stop::Closing => Refusal::Busy,
+        error => {
+            tracing::error!(%error, "objects got no rows");
+            Refusal::Internal("objects got no rows".to_owned())
+        }
     });
     drop(rooms);
     for durable in callers {

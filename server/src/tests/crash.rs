@@ -1,6 +1,7 @@
 //! What survives: spools without rows, torn tails, packs, damaged files, a second process.
 
-use img_proto::{Answer, Call};
+use img_net::LinkError;
+use img_proto::{Answer, Call, Refusal};
 use img_store::Spool;
 use img_types::ImageId;
 
@@ -41,6 +42,69 @@ async fn objects_in_a_spool_without_rows_get_them_at_the_next_start() {
     commit(&home, &founder, &draft, &tree).await.unwrap();
     let fetched = founder.fetch(&tree.ids).await;
     assert!(fetched.into_iter().eq(tree.objects.into_iter().map(Some)));
+}
+
+#[tokio::test]
+async fn a_damaged_record_in_a_spool_costs_no_other_object() {
+    let (mut home, founder) = TestHome::founded().await;
+    image(&home, &founder, 1).await;
+    let first = tree(1, 2, 3);
+    home.stop().await;
+    let spools = std::fs::read_dir(home.path.join("spool")).unwrap();
+    let paths: Vec<_> = spools.map(|entry| entry.unwrap().path()).collect();
+    let [path] = paths.as_slice() else {
+        panic!("{paths:?}");
+    };
+    // The header of the second record: a scan takes what lies behind for a torn tail.
+    let mut bytes = std::fs::read(path).unwrap();
+    let second = 48 + first.objects[0].len();
+    bytes[second + 8] ^= 1;
+    std::fs::write(path, &bytes).unwrap();
+
+    home.resume().await;
+    let founder = home.member(&founder.device).await;
+    let more = tree(2, 2, 3);
+    founder.push(&more.objects).await.unwrap();
+    home.restart().await;
+    let founder = home.member(&founder.device).await;
+    for tree in [first, more] {
+        let fetched = founder.fetch(&tree.ids).await;
+        assert!(fetched.into_iter().eq(tree.objects.into_iter().map(Some)));
+    }
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!(findings.problems, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn objects_without_room_for_their_rows_are_refused_as_such() {
+    let (home, founder) = TestHome::founded().await;
+    let limit = |pages: &'static str| {
+        home.running().home.db.writer().call(move |tx| {
+            Box::pin(async move {
+                sqlx::query(pages).execute(tx.sql()).await?;
+                Ok(())
+            })
+        })
+    };
+    let upload = founder.open_upload().await;
+    limit("PRAGMA max_page_count = 1").await.unwrap();
+    let pushes = (0..100).map(|seed| tree(seed, 2, 30));
+    let mut refused = None;
+    for tree in pushes {
+        match founder.push_to(upload, &tree.objects).await {
+            Ok(_) => {}
+            Err(LinkError::Refused(Refusal::NoRoom(_))) => {
+                refused = Some(tree);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    limit("PRAGMA max_page_count = 100000").await.unwrap();
+    let tree = refused.unwrap();
+    let pushed = founder.push_to(upload, &tree.objects).await;
+    assert_eq!(pushed, Ok(tree.objects.len() as u64));
 }
 
 #[tokio::test]
