@@ -8,7 +8,7 @@ use img_lease::grantor::{self, History};
 use img_lease::{Effect, Proposal, Terms};
 use img_proto::{Answer, Refusal};
 use img_records::{Receipt, Roster, Signed, SignedDescriptor, SignedReceipt, SigningSecret};
-use img_types::{CheckoutId, ImageId, ObjectId, Token};
+use img_types::{CheckoutId, Epoch, ImageId, ObjectId, Token};
 
 use super::image;
 use super::transaction::{Context, refused};
@@ -78,16 +78,7 @@ pub(super) async fn branch(
 ) -> Result<Answer, Stop> {
     let proposal = &first.proposal;
     if let Some(known) = history::find(context.tx.sql(), proposal.commit).await? {
-        let image = context.live_image(known.image).await?;
-        let lease = image.state.lease;
-        return Ok(Answer::Branched {
-            token: Token {
-                incarnation: context.caller.incarnation,
-                epoch: lease.map_or(image.state.epoch, |lease| lease.epoch),
-            },
-            ttl_ms: lease.map_or(0, |lease| lease.remaining_ms),
-            receipt: known.receipt.into(),
-        });
+        return branched_before(context, proposal, known.receipt.into()).await;
     }
     let history = History {
         has_commit: false,
@@ -99,6 +90,27 @@ pub(super) async fn branch(
     Ok(Answer::Branched {
         token: grant.token,
         ttl_ms: grant.ttl_ms,
+        receipt,
+    })
+}
+
+/// The answer to a branch that was made before: its first lease, if the checkout still has it or one since.
+pub(super) async fn branched_before(
+    context: &mut Context<'_>,
+    first: &Proposal,
+    receipt: Bytes,
+) -> Result<Answer, Stop> {
+    let image = images::load(context.tx.sql(), context.moment, first.image).await?;
+    let holder = (context.caller.device, first.checkout);
+    let lease = image
+        .and_then(|image| image.state.lease)
+        .filter(|lease| (lease.device, lease.checkout) == holder);
+    Ok(Answer::Branched {
+        token: Token {
+            incarnation: context.caller.incarnation,
+            epoch: lease.map_or(Epoch(1), |lease| lease.epoch),
+        },
+        ttl_ms: lease.map_or(0, |lease| lease.remaining_ms),
         receipt,
     })
 }

@@ -1,12 +1,14 @@
 //! Acquire, Renew, Release, and what a repeated grant is told.
 
-use img_lease::grantor::{self, Acquire};
+use img_lease::grantor::{self, Acquire, Claim};
 use img_lease::{Grant, Terms};
 use img_proto::{Answer, Call};
 use img_types::{CheckoutId, ImageId, ObjectId, Token};
 
+use super::commit::branched_before;
 use super::transaction::{Context, refused};
 use crate::db::{Stop, history, images};
+use crate::proposal::Proposed;
 
 /// Grants the lease of a free or lapsed image.
 pub(super) async fn acquire(
@@ -73,21 +75,38 @@ pub(super) async fn granted(
     })
 }
 
-/// The answer to a repeated call: as before, but a grant is told as it stands now.
+/// The answer to a repeated call: as before, but a lease is told as it stands now. A device counts its
+/// deadline from when it sent the call, so that the time of the first answer would be too long.
 pub(super) async fn standing_of(
     context: &mut Context<'_>,
     call: &Call,
     earlier: Answer,
 ) -> Result<Answer, Stop> {
-    let Answer::Granted {
-        token,
-        ttl_ms,
-        head,
-        trace,
-        ..
-    } = earlier
-    else {
-        return Ok(earlier);
+    let (token, ttl_ms, head, trace) = match (earlier, call) {
+        (
+            Answer::Granted {
+                token,
+                ttl_ms,
+                head,
+                trace,
+                ..
+            },
+            _,
+        ) => (token, ttl_ms, head, trace),
+        (
+            Answer::Renewed { .. },
+            Call::Renew {
+                image,
+                checkout,
+                token,
+                ..
+            },
+        ) => return renewed_before(context, *image, *checkout, *token).await,
+        (Answer::Branched { receipt, .. }, Call::Branch { commit, .. }) => {
+            let first = Proposed::stored(commit, context.moment.home)?;
+            return branched_before(context, &first.proposal, receipt).await;
+        }
+        (earlier, _) => return Ok(earlier),
     };
     let Some((image, checkout)) = granted_to(context, call)? else {
         return Ok(Answer::Granted {
@@ -121,6 +140,25 @@ pub(super) async fn standing_of(
         head: newest.map(|row| row.record.into()),
         current: true,
         trace: image.trace,
+    })
+}
+
+/// The answer to a renewal that was made before.
+async fn renewed_before(
+    context: &mut Context<'_>,
+    image: ImageId,
+    checkout: CheckoutId,
+    token: Token,
+) -> Result<Answer, Stop> {
+    let image = context.live_image(image).await?;
+    let claim = Claim {
+        token,
+        device: context.caller.device,
+        checkout,
+    };
+    let lease = grantor::current(&image.state, &context.caller, &claim).map_err(refused)?;
+    Ok(Answer::Renewed {
+        ttl_ms: lease.remaining_ms,
     })
 }
 

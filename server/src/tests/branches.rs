@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use img_proto::{Answer, Call, Refusal, StealExpectation};
 use img_records::Parent;
-use img_types::{Epoch, ImageId, Seq};
+use img_types::{Epoch, ImageId, RequestId, Seq};
 
 use super::TestHome;
 use super::flow::{TERMS, commit, image};
@@ -82,14 +82,22 @@ async fn a_branch_leaves_the_head_alone() {
         terms: TERMS,
     };
     assert_eq!(second.call(branch(1)).await, Err(Refusal::NameTaken));
-    let made = second.call(branch(2)).await;
+    let id = RequestId::from_bytes([9; 32]);
+    let made = second.call_as(id, branch(2)).await;
     let Ok(Answer::Branched { token: theirs, .. }) = made.clone() else {
         panic!("{made:?}");
     };
     assert_eq!(theirs.epoch, Epoch(1));
-    // Sent again under another request id, nothing happens twice.
-    let again = second.call(branch(2)).await;
-    assert!(matches!(again, Ok(Answer::Branched { token, .. }) if token == theirs));
+    // Sent again, under this request id or another, nothing happens twice and no time is given back.
+    home.advance_clock(100_000);
+    for again in [id, RequestId::from_bytes([10; 32])] {
+        let again = second.call_as(again, branch(2)).await;
+        let Ok(Answer::Branched { token, ttl_ms, .. }) = again else {
+            panic!("{again:?}");
+        };
+        assert_eq!(token, theirs);
+        assert!(ttl_ms <= TERMS.ttl_ms - 100_000, "{ttl_ms}");
+    }
 
     let next = tree(3, 1, 2);
     let branched = id_of(&signed, first.home());

@@ -213,6 +213,30 @@ async fn a_replayed_grant_that_is_over_says_so() {
 }
 
 #[tokio::test]
+async fn a_replayed_renewal_gives_no_time_that_has_passed() {
+    let (home, first) = TestHome::founded().await;
+    let (draft, _, token) = image(&home, &first, 1).await;
+    let id = RequestId::from_bytes([9; 32]);
+    let call = Call::Renew {
+        image: draft.image,
+        checkout: first.device.checkout,
+        token,
+        terms: None,
+    };
+    let renewed = first.call_as(id, call.clone()).await;
+    let ttl_ms = TERMS.ttl_ms;
+    assert_eq!(renewed, Ok(Answer::Renewed { ttl_ms }));
+    home.advance_clock(100_000);
+    let Ok(Answer::Renewed { ttl_ms: left }) = first.call_as(id, call.clone()).await else {
+        panic!("the token is current");
+    };
+    assert!(left <= ttl_ms - 100_000, "{left}");
+    release(&first, draft.image, token).await.unwrap();
+    let stale = first.call_as(id, call).await;
+    assert!(matches!(stale, Err(Refusal::TokenStale { .. })));
+}
+
+#[tokio::test]
 async fn another_checkout_of_the_same_device_does_not_hold() {
     let (home, mut first) = TestHome::founded().await;
     let (draft, head, token) = image(&home, &first, 1).await;
