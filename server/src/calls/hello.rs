@@ -32,15 +32,21 @@ pub(super) async fn hello(
             }
             let current = devices::newest_daemon(tx.sql(), device).await?;
             let earlier = devices::instance_of(tx.sql(), device, nonce).await?;
-            let daemon =
-                grantor::hello(current.as_ref(), nonce, earlier.is_some()).map_err(refused)?;
+            let daemon = match grantor::hello(current.as_ref(), nonce, earlier.is_some()) {
+                Ok(daemon) => daemon,
+                Err(why) => return Ok((earlier, Err(refused(why)))),
+            };
             if earlier.is_none() {
                 devices::add_daemon(tx, device, daemon).await?;
             }
-            Ok((daemon.instance, at_seen))
+            Ok((Some(daemon.instance), Ok((daemon.instance, at_seen))))
         })
     });
-    let (instance, at_seen) = call.await?;
-    session.set_daemon(Daemon { device, instance });
+    let (known, greeted) = call.await?;
+    // A fenced daemon is known too: it may still look, upload and branch what it has.
+    if let Some(instance) = known {
+        session.set_daemon(Daemon { device, instance });
+    }
+    let (instance, at_seen) = greeted?;
     Ok(Answer::Hello { instance, at_seen })
 }

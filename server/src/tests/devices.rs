@@ -34,8 +34,19 @@ async fn the_newest_daemon_of_a_device_wins() {
         commit: signed.into(),
     };
     new.call(commit).await.unwrap();
-    // What the older one may still do.
-    assert!(old.call(Call::Images).await.is_ok());
+    // What the older one may still do, on this connection and on another.
+    let back = home.connect(&old.device).await;
+    assert_eq!(back.hello(None).await, Err(Refusal::InstanceFenced));
+    for older in [old, back] {
+        assert!(older.call(Call::Images).await.is_ok());
+        let pushed = older.push(&next.objects).await;
+        assert_eq!(pushed, Ok(next.objects.len() as u64));
+        let unpin = Call::Unpin {
+            commit: head,
+            checkout: older.device.checkout,
+        };
+        assert_eq!(older.call(unpin).await, Err(Refusal::InstanceFenced));
+    }
 }
 
 #[tokio::test]
