@@ -30,7 +30,7 @@ pub(crate) struct Published {
 type Answer = Box<dyn FnOnce(bool) + Send>;
 type Work = Box<dyn for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, (Ended, Answer)> + Send>;
 
-/// What becomes of a piece of work.
+/// What becomes of a piece of work, or of a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Kept,
@@ -194,11 +194,15 @@ async fn run(
         let before = tx.memory();
         let mut answers = Vec::with_capacity(group.len());
         match run_group(&mut tx, group.drain(..), &mut answers).await {
-            Ok(true) => {
+            Ok(Ended::Kept) => {
                 publish.tell(&tx);
                 answers.into_iter().for_each(|answer| answer(true));
             }
-            Ok(false) => {
+            Ok(Ended::TakenBack) => {
+                tx.abandon(before).await;
+                answers.into_iter().for_each(|answer| answer(true));
+            }
+            Ok(Ended::Full) => {
                 tracing::error!("the database's disk is full; nothing was written");
                 tx.abandon(before).await;
                 answers.into_iter().for_each(|answer| answer(false));
@@ -211,25 +215,32 @@ async fn run(
     }
 }
 
-/// Runs a group; `false` if the disk is full and nothing of it may stay.
+/// Runs a group and makes it durable, unless all of it was taken back (so that refusals, which strangers
+/// can provoke, cost no sync) or the disk is full.
 async fn run_group(
     tx: &mut Tx,
     group: impl Iterator<Item = Work>,
     answers: &mut Vec<Answer>,
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<Ended> {
     tx.begin().await?;
+    let mut whole = Ended::TakenBack;
     for work in group {
         let before = tx.save().await?;
         let (ended, answer) = work(tx).await;
         answers.push(answer);
-        if ended == Ended::Full {
-            return Ok(false);
+        match ended {
+            Ended::Full => return Ok(Ended::Full),
+            Ended::Kept => whole = Ended::Kept,
+            Ended::TakenBack => {}
         }
         tx.release(ended == Ended::Kept, before).await?;
     }
+    if whole == Ended::TakenBack {
+        return Ok(whole);
+    }
     match tx.commit().await {
-        Err(error) if is_full(&error) => Ok(false),
-        outcome => outcome.map(|()| true),
+        Err(error) if is_full(&error) => Ok(Ended::Full),
+        outcome => outcome.map(|()| whole),
     }
 }
 

@@ -69,6 +69,26 @@ async fn refused_work_leaves_nothing_and_disturbs_nobody_in_its_group() {
 }
 
 #[tokio::test]
+async fn a_group_of_refusals_is_no_transaction() {
+    let (_dir, _, database) = open().await;
+    let before = *database.writer().published().borrow();
+    let refused = database.writer().call(|tx| {
+        Box::pin(async move {
+            append(tx, 1).await?;
+            Err::<(), _>(Refusal::Busy.into())
+        })
+    });
+    assert!(matches!(refused.await, Err(Stop::Refused(Refusal::Busy))));
+    let after = *database.writer().published().borrow();
+    assert_eq!(
+        (after.group, after.standing),
+        (before.group, before.standing)
+    );
+    let kept = database.writer().call(|tx| Box::pin(append(tx, 2))).await;
+    assert_eq!(kept.unwrap(), LogPosition(1));
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_the_group_and_the_home_goes_on() {
     let (_dir, _, database) = open().await;
     let limit = |pages: &'static str| {
