@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use img_net::{Arriving, Peer, Server};
 use img_types::DeviceId;
@@ -65,6 +66,7 @@ impl Connections {
         let mut idle_since = Instant::now();
         loop {
             let stranger = matches!(place, Some(Place::Stranger(_)));
+            let idle_until = idle_since + patience(requests.is_empty());
             tokio::select! {
                 stream = peer.accept() => {
                     let Ok(stream) = stream else { break };
@@ -91,8 +93,8 @@ impl Connections {
                         }
                     };
                 }
-                () = tokio::time::sleep_until(idle_since + JOIN_IDLE_MAX),
-                    if stranger && requests.is_empty() =>
+                () = tokio::time::sleep_until(idle_until),
+                    if stranger && !session.recovering() =>
                 {
                     peer.close("strangers may not idle");
                     break;
@@ -154,6 +156,16 @@ impl Connections {
                 members.remove(&device);
             }
         }
+    }
+}
+
+/// How long a stranger may stay without a new request, with none or some under way: one that does not
+/// send or read to the end does not keep its place either.
+fn patience(idle: bool) -> Duration {
+    if idle {
+        JOIN_IDLE_MAX
+    } else {
+        JOIN_IDLE_MAX + calls::WAIT_MAX
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use img_proto::{Answer, Call, Refusal, Reply, Request};
 use img_types::{DeviceId, Instance};
+use tokio::sync::Semaphore;
 
 use crate::db::Stop;
 use crate::home::Home;
@@ -29,6 +30,11 @@ pub(crate) use enrol::founding_hash;
 pub(crate) use read::{Figures, figures};
 pub(crate) use transaction::tidy;
 pub(crate) use transfer::serve;
+pub(crate) use wait::WAIT_MAX;
+
+/// Pushes of one connection that are read at a time: each holds an object, of up to 4 MiB, that has no
+/// room among those on their way yet.
+const PUSHES_MAX: usize = 4;
 
 /// One connection: whose key it was made with, and which daemon said Hello on it.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ pub(crate) struct Session {
     exporter: [u8; 32],
     daemon: Mutex<Option<Daemon>>,
     recovering: Mutex<bool>,
+    pushes: Semaphore,
 }
 
 /// A member's daemon that has said Hello.
@@ -53,6 +60,7 @@ impl Session {
             exporter,
             daemon: Mutex::new(None),
             recovering: Mutex::new(false),
+            pushes: Semaphore::new(PUSHES_MAX),
         }
     }
 

@@ -189,6 +189,8 @@ async fn push(
     stream: RequestStream,
     upload: UploadId,
 ) -> Result<(), StreamError> {
+    // Nobody closes it.
+    let _turn = session.pushes.acquire().await;
     let open = async {
         let device = session.daemon(home)?.device;
         let now = home.db.writer().now();

@@ -19,7 +19,7 @@ use crate::home::Home;
 use crate::proposal::bad;
 
 /// How long a call waits: below every idle limit on the way.
-const WAIT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Keeps a join request for the inviter and waits for the answer; asked again, it only waits.
 pub(super) async fn join(

@@ -1,5 +1,6 @@
 //! From an empty home to an image that another device reads: create, push, commit, fetch.
 
+use futures_util::future::join_all;
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::SignedReceipt;
 use img_types::bytes::Reader;
@@ -103,6 +104,20 @@ async fn what_was_committed_is_fetched_by_another_device() {
     let mut expected: Vec<_> = tree.objects.iter().cloned().map(Some).collect();
     expected.push(None);
     assert!(fetched == expected);
+}
+
+#[tokio::test]
+async fn more_pushes_at_once_than_are_read_at_a_time_all_arrive() {
+    let (_home, founder) = TestHome::founded().await;
+    let upload = founder.open_upload().await;
+    let trees: Vec<_> = (0..12).map(|seed| tree(seed, 2, 3)).collect();
+    let pushes = trees
+        .iter()
+        .map(|tree| founder.push_to(upload, &tree.objects));
+    for (pushed, tree) in join_all(pushes).await.into_iter().zip(&trees) {
+        assert_eq!(pushed, Ok(tree.objects.len() as u64));
+        assert_eq!(missing(&founder, upload, &tree.ids).await, 0);
+    }
 }
 
 #[tokio::test]
