@@ -86,13 +86,17 @@ impl Home {
     fn init(dir: &Path) -> Result<Self> {
         // The port is free now and, because nothing else here binds fixed ports, also in a moment.
         let address = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        Self::init_at(dir, &address)
+    }
+
+    fn init_at(dir: &Path, address: &str) -> Result<Self> {
         let init = Program::new("imghome")?
-            .args(["init", path_text(dir)?, "--address", &address])
+            .args(["init", path_text(dir)?, "--address", address])
             .run()?;
         ensure!(init.ok(), "imghome init: {init}");
         let mut home = Self {
             dir: dir.to_owned(),
-            address,
+            address: address.to_owned(),
             process: None,
         };
         home.start()?;
@@ -118,6 +122,29 @@ impl Home {
             .as_ref()
             .context("the home is not running")?
             .id()
+    }
+
+    /// Moves a stopped home's folder, as one would to another disk.
+    ///
+    /// # Errors
+    /// It is running, or the folder cannot be moved.
+    pub fn move_to(&mut self, dir: &Path) -> Result<()> {
+        ensure!(self.process.is_none(), "the home is running");
+        let moved = Program::any(Path::new("mv"))
+            .args([path_text(&self.dir)?, path_text(dir)?])
+            .run()?;
+        ensure!(moved.ok(), "{moved}");
+        self.dir = dir.to_owned();
+        Ok(())
+    }
+
+    /// Makes another home that answers at the address of this one, which must not run.
+    ///
+    /// # Errors
+    /// The new home does not start.
+    pub fn impostor(&self, dir: &Path) -> Result<Self> {
+        ensure!(self.process.is_none(), "the home is running");
+        Self::init_at(dir, &self.address)
     }
 
     /// Starts the server and waits until it listens.

@@ -151,3 +151,29 @@ fn a_corrupted_pack_at_home_is_an_error_and_never_a_wrong_byte() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn another_home_at_the_same_address_is_not_believed() -> Result<()> {
+    let mut world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    let mount = a.checkout("vm", &[])?;
+    fs::write(mount.join("mine"), "1")?;
+    world.home.stop()?;
+    let impostor = world.home.impostor(&world.path("impostor"))?;
+    let refused = wait_for("the device to notice", || {
+        let outcome = a.imgctl(&["commit", "vm", "--json"])?;
+        Ok((outcome.code == Some(7)).then_some(outcome))
+    })?;
+    ensure!(refused.stdout.contains("wrong_home"), "{refused}");
+    ensure!(
+        fs::read_to_string(mount.join("mine"))? == "1",
+        "the mount goes on"
+    );
+    drop(impostor);
+    world.home.start()?;
+    wait_for("the commit to be taken", || {
+        Ok(a.imgctl(&["commit", "vm"])?.ok().then_some(()))
+    })?;
+    Ok(())
+}

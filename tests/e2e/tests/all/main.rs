@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod enrolment;
+mod full_disk;
 mod programs;
 mod secrecy;
 mod tour;
