@@ -140,10 +140,8 @@ impl Drop for Mounted {
 /// The dead mount cannot be detached.
 pub fn detach_dead(dir: &Path) -> io::Result<bool> {
     let mut found = false;
-    while let Err(error) = std::fs::symlink_metadata(dir) {
-        if Errno::from_io_error(&error) != Some(Errno::NOTCONN) {
-            break;
-        }
+    // The kernel may still answer for the directory's attributes itself; statfs always asks the daemon.
+    while rustix::fs::statfs(dir).is_err_and(|error| error == Errno::NOTCONN) {
         unmount(dir, UnmountFlags::DETACH)?;
         found = true;
     }
