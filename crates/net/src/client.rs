@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::select_ok;
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
 use img_proto::frame::{OBJECT_FRAME_LEN_MAX, REPLY_LEN_MAX, REQUEST_LEN_MAX};
 use img_proto::{Answer, Call, Class, Refusal, Reply, Request};
 use img_types::limits::DEMAND_TIMEOUT;
@@ -25,9 +25,9 @@ use crate::frames::{self, FrameFault};
 use crate::identity::{PinnedHome, TlsIdentity, peer_key};
 use crate::transport::{self, HANDSHAKE_MAX};
 
-/// How long an answered push may be silent after its last object was handed to the network: the slowest
-/// link that is of use sends an object in this time.
-const ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(120);
+/// How long a push may stand still, with an object that waits for room in the stream or without an
+/// acknowledgement after the last: the slowest link that is of use sends an object in this time.
+const PUSH_SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Addresses of one name that are tried at once.
 const ADDRESSES_MAX: usize = 4;
 /// TLS refuses a handshake without a common protocol with this alert (RFC 7301).
@@ -143,15 +143,31 @@ pub(crate) async fn connect_from(
     let unresolved = || ConnectError::Address(address.to_owned());
     let resolved = timeout(HANDSHAKE_MAX, tokio::net::lookup_host(address)).await;
     let resolved = resolved.map_err(|_| unresolved())?;
-    let attempts: Vec<_> = resolved
+    let attempts = resolved
         .map_err(|_| unresolved())?
         .take(ADDRESSES_MAX)
-        .map(|address| shake_hands(endpoint, address, home_key_hash, identity).boxed())
-        .collect();
-    if attempts.is_empty() {
-        return Err(unresolved());
+        .map(|address| shake_hands(endpoint, address, home_key_hash, identity));
+    first_connected(attempts)
+        .await
+        .unwrap_or_else(|| Err(unresolved()))
+}
+
+/// The first attempt that succeeds; else the failure that says most: that somebody answered, and who. Nothing
+/// if there are no attempts.
+async fn first_connected<C>(
+    attempts: impl Iterator<Item = impl Future<Output = Result<C, ConnectError>>>,
+) -> Option<Result<C, ConnectError>> {
+    let mut attempts: FuturesUnordered<_> = attempts.collect();
+    let mut failure = None;
+    while let Some(outcome) = attempts.next().await {
+        match (outcome, &failure) {
+            (Ok(connection), _) => return Some(Ok(connection)),
+            (Err(_), Some(ConnectError::WrongHome)) => {}
+            (Err(ConnectError::Unreachable | ConnectError::Socket(_)), Some(_)) => {}
+            (Err(error), _) => failure = Some(error),
+        }
     }
-    select_ok(attempts).await.map(|(connection, _)| connection)
+    failure.map(Err)
 }
 
 impl Connection {
@@ -206,7 +222,7 @@ impl Connection {
         // Also if the home stopped reading: its last reply says why.
         let acknowledged = loop {
             let before = acknowledgements.load(Ordering::Relaxed);
-            match timeout(ACKNOWLEDGEMENT_MAX, &mut reading).await {
+            match timeout(PUSH_SILENCE_MAX, &mut reading).await {
                 Ok(outcome) => break outcome?,
                 Err(_) if acknowledgements.load(Ordering::Relaxed) > before => {}
                 Err(_) => return Err(LinkError::Away),
@@ -401,7 +417,8 @@ async fn write_objects(
     let mut objects = std::pin::pin!(objects);
     let mut count = 0;
     while let Some(object) = objects.next().await {
-        frames::write_object(&mut send, object).await?;
+        let written = timeout(PUSH_SILENCE_MAX, frames::write_object(&mut send, object)).await;
+        written.map_err(|_| LinkError::Away)??;
         count += 1;
     }
     let _ = send.finish();

@@ -1,5 +1,8 @@
 use std::net::Ipv4Addr;
 
+use futures_util::FutureExt;
+use img_types::limits::STREAM_RECEIVE_WINDOW;
+
 use super::*;
 use crate::key_hash;
 use crate::server::{Server, StreamError};
@@ -42,6 +45,42 @@ async fn a_home_of_another_version_is_told_from_a_silent_one() {
     let outcome = connect(&address, key_hash(&home().public_key()), &device()).await;
     assert_eq!(outcome.err(), Some(ConnectError::Version));
     serving.abort();
+}
+
+#[tokio::test]
+async fn the_failure_that_says_most_is_told() {
+    use ConnectError::{Unreachable, Version, WrongHome};
+    let tried = |outcomes: Vec<Result<u8, ConnectError>>| {
+        first_connected(outcomes.into_iter().map(std::future::ready))
+    };
+    assert_eq!(tried(vec![]).await, None);
+    for (outcomes, told) in [
+        (vec![Err(WrongHome), Err(Unreachable)], Err(WrongHome)),
+        (vec![Err(Unreachable), Err(WrongHome)], Err(WrongHome)),
+        (vec![Err(Version), Err(Unreachable)], Err(Version)),
+        (vec![Err(WrongHome), Err(Version)], Err(WrongHome)),
+        (vec![Err(WrongHome), Ok(1)], Ok(1)),
+    ] {
+        assert_eq!(tried(outcomes).await, Some(told));
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_nobody_reads_is_given_up() {
+    let server = Server::bind(LOCAL.into(), &home()).unwrap();
+    let address = server.local_address().unwrap().to_string();
+    let key_hash = key_hash(&home().public_key());
+    let connecting = tokio::spawn(async move { connect(&address, key_hash, &device()).await });
+    let _peer = server.accept().await.unwrap().establish().await.unwrap();
+    let connection = connecting.await.unwrap().unwrap();
+    let full = Bytes::from(vec![0; STREAM_RECEIVE_WINDOW as usize]);
+    let objects = futures_util::stream::repeat(full);
+    tokio::time::pause();
+    let outcome = connection
+        .push(UploadId::from_bytes([1; 32]), objects, |_| {})
+        .await;
+    assert_eq!(outcome, Err(LinkError::Away));
+    assert!(connection.is_open(), "the home is there, it does not read");
 }
 
 #[tokio::test]
