@@ -51,7 +51,8 @@ pub struct Usage {
     pub limit: u64,
 }
 
-/// The object files of one device. All calls block on the disk; none blocks on another's read or sync.
+/// The object files of one device. All calls block on the disk; none blocks on another's read or sync, but all
+/// wait while an eviction copies what is kept.
 #[derive(Debug)]
 pub struct Cache {
     inner: Mutex<Inner>,
@@ -153,26 +154,9 @@ impl Cache {
         self.lock().release(checkout, ids)
     }
 
-    /// Ends a checkout's claim on all its objects.
-    ///
-    /// # Errors
-    /// The disk is full or fails; everything is kept as before.
-    pub fn release_all(&self, checkout: CheckoutId) -> Result<(), StoreError> {
-        let all = self.outbox(checkout);
-        self.release(checkout, &all)
-    }
-
     /// Drops an object that turned out to be damaged, so that it is fetched or sealed again.
     pub fn forget(&self, id: &ObjectId) {
         self.lock().forget(id);
-    }
-
-    /// Changes the limit, in bytes, and evicts what is beyond it.
-    ///
-    /// # Errors
-    /// The disk fails while kept objects are copied.
-    pub fn set_limit(&self, limit: u64) -> Result<(), StoreError> {
-        self.lock().set_limit(limit)
     }
 
     /// What the cache holds.

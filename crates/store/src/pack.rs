@@ -5,7 +5,6 @@
 //! together. The magic of its footer is `imgpack1`; see `docs/formats.md` for the table.
 
 use std::fmt;
-use std::str::FromStr;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -77,11 +76,6 @@ impl PackId {
         Self(bytes)
     }
 
-    /// Takes a slice of exactly 32 bytes, or nothing.
-    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self)
-    }
-
     /// Shows the bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -97,17 +91,6 @@ impl fmt::Display for PackId {
 impl fmt::Debug for PackId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PackId({})", HEXLOWER.encode(&self.0[..5]))
-    }
-}
-
-impl FromStr for PackId {
-    type Err = DecodeError;
-
-    fn from_str(text: &str) -> Result<Self, DecodeError> {
-        let bytes = HEXLOWER.decode(text.as_bytes()).ok();
-        bytes
-            .and_then(|bytes| Self::from_slice(&bytes))
-            .ok_or(DecodeError("a pack id is 64 hexadecimal digits"))
     }
 }
 

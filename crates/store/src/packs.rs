@@ -1,7 +1,7 @@
 //! Packs in an object store: a local folder or a bucket.
 //!
 //! Packs are written once under their content's name and never changed, so that the store needs no more
-//! than put, read a range, list and delete. A pack is durable when [`Packs::put`] returns.
+//! than put and read a range. A pack is durable when [`Packs::put`] returns.
 
 use std::error::Error as _;
 use std::io;
@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use img_types::bytes::DecodeError;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
@@ -108,31 +107,6 @@ impl Packs {
         let footer = pack::footer(&footer, file_len).map_err(corrupt)?;
         let tail = read(footer.start..file_len).await?;
         pack::table(id, file_len, &tail).map_err(corrupt)
-    }
-
-    /// Lists all packs, in no order.
-    ///
-    /// # Errors
-    /// The store fails or cannot be reached.
-    pub async fn list(&self) -> Result<Vec<PackId>, PackError> {
-        let mut entries = self.store.list(Some(&StorePath::from(FOLDER)));
-        let mut packs = Vec::new();
-        while let Some(entry) = entries.try_next().await.map_err(PackError::Store)? {
-            let name = entry.location.filename();
-            packs.extend(name.and_then(|name| name.parse::<PackId>().ok()));
-        }
-        Ok(packs)
-    }
-
-    /// Deletes a pack; deleting it again is no error.
-    ///
-    /// # Errors
-    /// The store fails or cannot be reached.
-    pub async fn delete(&self, id: PackId) -> Result<(), PackError> {
-        match self.store.delete(&location(id)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(failed(id, error)),
-        }
     }
 }
 

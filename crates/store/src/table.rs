@@ -62,12 +62,6 @@ impl Table {
         &self.entries
     }
 
-    /// Where the object is.
-    pub fn find(&self, id: &ObjectId) -> Option<Place> {
-        let position = self.entries.binary_search_by_key(id, |(id, _)| *id).ok()?;
-        Some(self.entries[position].1)
-    }
-
     /// Length of entries and footer in bytes.
     pub(crate) fn encoded_len(&self) -> usize {
         self.entries.len() * ENTRY_LEN + FOOTER_LEN

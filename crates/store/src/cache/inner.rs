@@ -85,7 +85,7 @@ impl Inner {
                     entries: found.records,
                 });
             } else if !found.sealed {
-                len = segment::seal(&found.file, len, &Table::new(found.records))?;
+                len = seal(&found.file, len, &Table::new(found.records));
             }
             segments.insert(number, Segment { len, kept: 0 });
         }
@@ -206,11 +206,8 @@ impl Inner {
             self.count(id, false);
         }
         self.objects.remove(id);
-    }
-
-    pub(super) fn set_limit(&mut self, limit: u64) -> Result<(), StoreError> {
-        self.limit = limit;
-        self.make_room(0).map(|_| ())
+        // If it is put again before the segment is full, the table must name the new copy.
+        self.active.entries.retain(|(entry, _)| entry != id);
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -290,11 +287,7 @@ impl Inner {
         let next = Active::create(&self.folder, SegmentNumber(number.0 + 1))?;
         if let Some(segment) = self.segments.get_mut(&number) {
             let table = Table::new(std::mem::take(&mut self.active.entries));
-            match segment::seal(&self.active.file, segment.len, &table) {
-                Ok(len) => segment.len = len,
-                // A segment without a table is read record by record at the next start.
-                Err(error) => tracing::warn!(%error, "a cache segment gets no table"),
-            }
+            segment.len = seal(&self.active.file, segment.len, &table);
         }
         self.segments.insert(next.number, Segment::default());
         let full = std::mem::replace(&mut self.active, next);
@@ -415,6 +408,15 @@ impl Inner {
         }
         self.open.insert(number, file);
     }
+}
+
+/// Ends a segment with its table, if there is room for one; returns the file's length. A segment without a
+/// table is read record by record at the next start.
+fn seal(file: &File, len: u64, table: &Table) -> u64 {
+    segment::seal(file, len, table).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a cache segment gets no table");
+        len
+    })
 }
 
 impl Unsynced {

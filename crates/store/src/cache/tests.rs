@@ -26,6 +26,10 @@ fn put(cache: &Cache, seed: u64, keep: Keep) -> ObjectId {
     id
 }
 
+fn release_all(cache: &Cache, checkout: CheckoutId) {
+    cache.release(checkout, &cache.outbox(checkout)).unwrap();
+}
+
 fn holds(cache: &Cache, seed: u64) -> bool {
     let (id, bytes) = object(seed, 300);
     let found = cache.get(&id);
@@ -144,7 +148,7 @@ fn the_oldest_segments_go_and_what_is_kept_is_copied_forward() {
     drop(cache);
     let cache = open(folder.path(), limit);
     assert_eq!(cache.outbox(checkout(1)), [object(0, 300).0]);
-    cache.release_all(checkout(1)).unwrap();
+    release_all(&cache, checkout(1));
     assert_eq!(cache.usage().kept_bytes, 0);
     for seed in 200..400 {
         put(&cache, seed, Keep::Evictable);
@@ -164,7 +168,7 @@ fn the_outbox_may_exceed_the_limit_and_then_nothing_evictable_is_taken() {
     assert!(cache.usage().bytes > limit);
     put(&cache, 100, Keep::Evictable);
     assert!(!holds(&cache, 100));
-    cache.release_all(checkout(1)).unwrap();
+    release_all(&cache, checkout(1));
     put(&cache, 101, Keep::Evictable);
     assert!(holds(&cache, 101));
     assert!(cache.usage().bytes <= limit);
@@ -189,20 +193,23 @@ fn what_two_checkouts_keep_stays_until_both_released_it() {
 }
 
 #[test]
-fn a_smaller_limit_evicts_at_once() {
+fn a_smaller_limit_holds_from_the_next_start_on() {
     let folder = img_testkit::folder().unwrap();
     let cache = open(folder.path(), ROOMY);
     for seed in 0..100 {
         put(&cache, seed, Keep::Evictable);
     }
-    cache.set_limit(3 * SEGMENT_LEN).unwrap();
+    drop(cache);
+    let cache = open(folder.path(), 3 * SEGMENT_LEN);
+    put(&cache, 100, Keep::Outbox(checkout(1)));
     assert!(cache.usage().bytes <= 3 * SEGMENT_LEN);
     assert!(holds(&cache, 99));
-    put(&cache, 99, Keep::Outbox(checkout(1)));
-    cache.set_limit(SEGMENT_LEN / 2).unwrap();
+    drop(cache);
+    let cache = open(folder.path(), SEGMENT_LEN / 2);
+    put(&cache, 101, Keep::Evictable);
     assert!(cache.usage().bytes <= SEGMENT_LEN / 2);
     assert!(
-        holds(&cache, 99),
+        holds(&cache, 100),
         "also the growing segment can go, but not what is kept"
     );
 }
@@ -222,7 +229,7 @@ fn a_full_disk_gives_up_nothing_that_is_kept_and_comes_back_when_it_is_released(
     let outcome = cache.put(&id, &object, Keep::Outbox(checkout(1)));
     assert!(matches!(outcome, Err(StoreError::NoRoom)));
     assert_eq!(cache.usage().bytes, bytes);
-    cache.release_all(checkout(1)).unwrap();
+    release_all(&cache, checkout(1));
     let log = fs::metadata(folder.path().join("keeps")).unwrap();
     assert_eq!(log.len(), 0, "this took no room");
     cache.put(&id, &object, Keep::Outbox(checkout(1))).unwrap();
@@ -248,6 +255,26 @@ fn a_damaged_object_is_forgotten_and_can_be_put_again() {
     drop(cache);
     let cache = open(folder.path(), ROOMY);
     assert!(cache.get_verified(&id).is_some(), "the newest copy counts");
+}
+
+#[test]
+fn the_table_of_a_segment_names_the_copy_that_replaced_a_damaged_one() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = open(folder.path(), ROOMY);
+    let id = put(&cache, 0, Keep::Outbox(checkout(1)));
+    let path = SegmentNumber(0).path(folder.path());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(cache.get_verified(&id), None);
+    put(&cache, 0, Keep::Outbox(checkout(1)));
+    for seed in 1..20 {
+        put(&cache, seed, Keep::Evictable);
+    }
+    drop(cache);
+    let cache = open(folder.path(), ROOMY);
+    assert!(cache.get_verified(&id).is_some());
+    assert_eq!(cache.outbox(checkout(1)), [id]);
 }
 
 #[test]
@@ -340,7 +367,7 @@ fn many_releases_do_not_make_the_log_of_keeps_grow() {
     let stays = put(&cache, 100, Keep::Outbox(checkout(2)));
     for _ in 0..1_000 {
         cache.keep(checkout(1), &ids).unwrap();
-        cache.release_all(checkout(1)).unwrap();
+        release_all(&cache, checkout(1));
     }
     let log = File::open(folder.path().join("keeps")).unwrap();
     assert!(log.metadata().unwrap().len() < 100_000 * 73);
@@ -435,7 +462,7 @@ proptest! {
                     kept.remove(&(c, seed));
                 }
                 Op::ReleaseAll(c) => {
-                    cache.release_all(checkout(c)).unwrap();
+                    release_all(&cache, checkout(c));
                     kept.retain(|(other, _)| *other != c);
                 }
                 Op::Forget(seed) => {
