@@ -318,18 +318,6 @@ pub enum AdminCommand {
 }
 
 impl Call {
-    /// Whether a machine that is not on the roster may make this call.
-    pub fn open_to_strangers(&self) -> bool {
-        matches!(
-            self,
-            Self::Found { .. }
-                | Self::JoinRequest { .. }
-                | Self::JoinPoll { .. }
-                | Self::RecoverRoster { .. }
-                | Self::RecoverAppend { .. }
-        )
-    }
-
     /// Whether the call changes what the home keeps, so that it needs a request id.
     pub fn mutates(&self) -> bool {
         matches!(

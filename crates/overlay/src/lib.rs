@@ -18,7 +18,6 @@ mod overlay;
 mod plan;
 mod policy;
 mod ranges;
-mod stage;
 mod view;
 
 pub use change::Change;
@@ -28,5 +27,4 @@ pub use overlay::{Overlay, Piece};
 pub use plan::{BlockPlan, Blocks, Dirty, DirtySource, InodePlan, SealPlan, plan};
 pub use policy::{BlockAction, decide};
 pub use ranges::INFINITY;
-pub use stage::{Forbidden, GenerationStage, Step};
 pub use view::{Merged, RangeView};
