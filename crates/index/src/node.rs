@@ -143,10 +143,14 @@ impl Node {
     /// # Panics
     /// There is no such entry, or the node is no leaf.
     pub fn entry(&self, position: usize) -> (Key, Value) {
+        (Key::from_checked(self.key(position)), self.value(position))
+    }
+
+    /// The value at `position` of a leaf; panics as [`Self::entry`] does.
+    pub(crate) fn value(&self, position: usize) -> Value {
         let (key, value) = self.raw_entry(position);
-        let value = Value::decode_parts(&parts_of(key), value)
-            .expect("a leaf is only made of values that were checked or encoded");
-        (Key::from_checked(key), value)
+        Value::decode_parts(&parts_of(key), value)
+            .expect("a leaf is only made of values that were checked or encoded")
     }
 
     /// The child at `position` of a node above level 0.

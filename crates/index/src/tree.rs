@@ -68,7 +68,7 @@ pub fn get(
         }
         if node.level() == 0 {
             let found = node.key(position) == key.as_bytes();
-            return Ok(found.then(|| node.entry(position).1));
+            return Ok(found.then(|| node.value(position)));
         }
         node = child_node(source, &node, position)?;
     }
