@@ -118,7 +118,7 @@ impl Daemon {
         if let Some(state) = &self.state {
             command.arg("--state").arg(state);
         }
-        // In a session of its own, so that Ctrl-C in this terminal does not end it.
+        // In a process group of its own, so that Ctrl-C in this terminal does not end it.
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
