@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -92,35 +93,45 @@ fn maps_private_and_shared() {
     let place = Place::new();
     let path = place.path("mapped");
     fs::write(&path, vec![1; 8192]).unwrap();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
+    // In another process: a fault in this one would hold its memory while it waits for threads of its own.
+    let mut mapper = Command::new("python3")
+        .args(["-c", MAPPER])
+        .current_dir(place.path(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
         .unwrap();
+    let mut line = String::new();
+    let mut told = BufReader::new(mapper.stdout.take().unwrap());
+    told.read_line(&mut line).unwrap();
+    assert_eq!(line, "mapped\n");
 
-    let mut private = Map::new(&file, 8192, libc::MAP_PRIVATE);
-    private.bytes()[0] = 9;
-    assert_eq!(
-        fs::read(&path).unwrap()[0],
-        1,
-        "a private map changes nothing"
-    );
-
-    let mut shared = Map::new(&file, 8192, libc::MAP_SHARED);
-    shared.bytes()[4096] = 5;
     // What a checkpoint does before its cut: the page reaches the tree without msync or close.
     let mounted = place.mounted.as_ref().unwrap();
     mounted.flush_maps();
-    let inode = img_index::Inode(file.metadata().unwrap().ino());
+    let inode = img_index::Inode(fs::metadata(&path).unwrap().ino());
     let in_tree = mounted.tree().read_data(inode, 4096, 1).unwrap();
     assert_eq!(in_tree, [5]);
 
-    shared.bytes()[4097] = 6;
-    drop(shared);
-    drop(private);
-    drop(file);
-    assert_eq!(fs::read(&path).unwrap()[4096..4098], [5, 6]);
+    drop(mapper.stdin.take());
+    assert!(mapper.wait().unwrap().success());
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes[4096..4098], [5, 6]);
+    assert_eq!(bytes[0], 1, "a private map changes nothing");
 }
+
+/// Writes through a private and a shared map, waits for the end of its input, writes again.
+const MAPPER: &str = "
+import mmap, sys
+file = open('mapped', 'r+b')
+private = mmap.mmap(file.fileno(), 8192, flags=mmap.MAP_PRIVATE)
+private[0] = 9
+shared = mmap.mmap(file.fileno(), 8192)
+shared[4096] = 5
+print('mapped', flush=True)
+sys.stdin.read()
+shared[4097] = 6
+";
 
 #[test]
 fn appends_of_two_processes_do_not_overwrite_each_other() {
@@ -200,44 +211,5 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         run("umount", [OsStr::new("--lazy"), self.0.as_os_str()]);
-    }
-}
-
-/// A memory map of a file, for as long as a test looks at it.
-struct Map {
-    address: *mut libc::c_void,
-    len: usize,
-}
-
-#[expect(unsafe_code, reason = "maps are what is tested")]
-impl Map {
-    fn new(file: &fs::File, len: usize, flags: i32) -> Self {
-        use std::os::fd::AsRawFd;
-        // SAFETY: a new map at an address that the kernel chooses touches no other memory.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(address, libc::MAP_FAILED);
-        Self { address, len }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the map is live and `len` bytes long, and only this borrow reaches it.
-        unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.len) }
-    }
-}
-
-#[expect(unsafe_code, reason = "maps are what is tested")]
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: the map was made with this address and length, and nothing borrows it any more.
-        unsafe { libc::munmap(self.address, self.len) };
     }
 }
