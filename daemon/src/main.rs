@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    match run(Arguments::parse()) {
+    match start(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -38,7 +38,14 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+fn start(arguments: Arguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let outcome = runtime.block_on(run(arguments));
+    // An import or a seal in the middle of its work ends here, as it would in a crash.
+    runtime.shutdown_background();
+    outcome
+}
+
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let named = arguments.state.is_some();
     let state_dir = match arguments.state {
