@@ -219,7 +219,7 @@ impl Objects {
     /// # Errors
     /// The disk cache failed.
     pub fn keep(&self, sealed: &Sealed, keep: Keep) -> Result<(), StoreError> {
-        self.cache.put(&sealed.reference.id, &sealed.bytes, keep)
+        synced(self.cache.put(&sealed.reference.id, &sealed.bytes, keep))
     }
 
     /// Returns when everything kept so far survives a power loss; blocks on the disk.
@@ -227,7 +227,7 @@ impl Objects {
     /// # Errors
     /// The disk cache failed.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.cache.sync()
+        synced(self.cache.sync())
     }
 
     /// The objects that a checkout has not brought home yet.
@@ -245,7 +245,7 @@ impl Objects {
     /// # Errors
     /// The disk cache failed.
     pub fn release(&self, checkout: CheckoutId, ids: &[ObjectId]) -> Result<(), StoreError> {
-        self.cache.release(checkout, ids)
+        synced(self.cache.release(checkout, ids))
     }
 
     /// Bytes of objects on this device's disk.
@@ -303,10 +303,20 @@ impl NodeSource for Objects {
     }
 }
 
+/// Ends the process if a sync failed: the kernel may have dropped the pages, and the next sync would say that
+/// all is well.
+fn synced<T>(outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    if let Err(StoreError::Sync(error)) = &outcome {
+        tracing::error!(%error, "the object cache cannot be synced; ending before data is lost");
+        std::process::abort();
+    }
+    outcome
+}
+
 fn keep_fetched(cache: &Cache, arrived: &[(ObjectId, Bytes)]) {
     for (id, bytes) in arrived {
         // The reader has its bytes already; without the cache it is fetched again next time.
-        if let Err(error) = cache.put(id, bytes, Keep::Evictable) {
+        if let Err(error) = synced(cache.put(id, bytes, Keep::Evictable)) {
             tracing::warn!(%error, "the object cache takes nothing");
             return;
         }

@@ -46,6 +46,7 @@ impl Keeps {
             .create(true)
             .truncate(false)
             .open(&path)?;
+        sync_parent(&path)?;
         let (kept, end) = replay(&fs::read(&path)?);
         file.set_len(end)?;
         let file = Arc::new(file);
