@@ -26,7 +26,8 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Makes an empty arena for a new generation, over whatever a crash left under its name.
+    /// Makes an empty arena for a new generation, over whatever a crash left under its name; the name is
+    /// durable when this returns.
     ///
     /// # Errors
     /// The file cannot be created.
@@ -38,6 +39,8 @@ impl Arena {
             .create(true)
             .truncate(true)
             .open(&path)?;
+        // The name before the first journal row that counts on it.
+        File::open(dir)?.sync_all()?;
         Ok(Self::new(file, path, 0))
     }
 
@@ -47,12 +50,11 @@ impl Arena {
     /// The file cannot be opened.
     pub fn open(dir: &Path, generation: GenerationId) -> io::Result<Self> {
         let path = Self::path(dir, generation);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(|error| {
+            let message = format!("the arena of generation {generation}: {error}");
+            io::Error::new(error.kind(), message)
+        })?;
         let len = file.metadata()?.len();
         Ok(Self::new(file, path, len))
     }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use img_lease::holder::Kind as LeaseKind;
 use img_proto::LeaseTerms;
-use img_types::{CheckoutId, CommitId, ImageId, ImageName};
+use img_types::{CheckoutId, CommitId, ImageId, ImageName, Token};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,6 +29,7 @@ use crate::home::Home;
 use crate::images::{CommitSpec, Images};
 use crate::keeper::{Clock, Keeper};
 use crate::state::{CheckpointRow, State};
+use crate::stream::Uploader;
 use crate::tree::Tree;
 
 use hydrate::Hydration;
@@ -51,7 +52,7 @@ struct Shared {
     keeper: Keeper,
     clock: Clock,
     open: Mutex<BTreeMap<CheckoutId, Arc<Checkout>>>,
-    /// Folders and checkouts that are being opened.
+    /// Folders and checkouts that are being opened, and checkouts that wait for a grant.
     opening: Mutex<BTreeSet<Opening>>,
     /// Names and heads of images as last seen at the home.
     seen: Mutex<BTreeMap<ImageId, Seen>>,
@@ -206,10 +207,11 @@ impl Checkouts {
         })
     }
 
-    /// Whether a grant for a checkout is awaited or in use.
-    pub fn wants(&self, checkout: CheckoutId) -> bool {
-        let opening = lock(&self.shared.opening).contains(&Opening::Checkout(checkout));
-        opening || lock(&self.shared.open).contains_key(&checkout)
+    /// Whether a grant to a checkout is awaited or in use.
+    pub fn wants(&self, checkout: CheckoutId, token: Token) -> bool {
+        let awaited = lock(&self.shared.opening).contains(&Opening::Checkout(checkout));
+        let holder = self.shared.keeper.holder(checkout);
+        awaited || holder.is_some_and(|holder| holder.token() == Some(token))
     }
 
     /// The home answers again.
@@ -262,6 +264,11 @@ impl Shared {
         let open = lock(&self.open);
         let of_image = open.values().filter(|checkout| checkout.image == image);
         of_image.cloned().collect()
+    }
+
+    fn uploader(&self, checkout: CheckoutId) -> Uploader {
+        let (home, state) = (Arc::clone(&self.home), self.state.clone());
+        Uploader::new(home, state, self.keeper.clone(), checkout)
     }
 
     fn head(&self, image: ImageId) -> Option<CommitId> {

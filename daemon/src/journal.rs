@@ -24,6 +24,9 @@ pub enum JournalError {
     /// SQLite or the disk refuses.
     #[error("the checkout's journal: {0}")]
     Database(#[from] rusqlite::Error),
+    /// The journal was written by another imgd.
+    #[error("the checkout's journal has version {0}, which this imgd does not know")]
+    Version(i64),
     /// A row holds what its format does not allow.
     #[error("the checkout's journal holds a {0}")]
     Malformed(#[from] DecodeError),
@@ -54,27 +57,19 @@ impl Journal {
     /// Opens or makes the journal in a checkout's directory.
     ///
     /// # Errors
-    /// SQLite refuses.
+    /// SQLite refuses, or another version has written it.
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let connection = Connection::open(dir.join(JOURNAL_FILE))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
-        connection.execute_batch(
-            "CREATE TABLE IF NOT EXISTS head (
-                 one INTEGER PRIMARY KEY CHECK (one = 1),
-                 root BLOB,
-                 oldest INTEGER NOT NULL,
-                 top INTEGER NOT NULL,
-                 next_inode INTEGER,
-                 restores INTEGER NOT NULL
-             ) STRICT;
-             CREATE TABLE IF NOT EXISTS batch (
-                 id INTEGER PRIMARY KEY,
-                 generation INTEGER NOT NULL,
-                 changes BLOB NOT NULL
-             ) STRICT;
-             CREATE INDEX IF NOT EXISTS batch_generation ON batch (generation, id);",
-        )?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match version {
+            0 => connection.execute_batch(&format!(
+                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?,
+            VERSION => {}
+            other => return Err(JournalError::Version(other)),
+        }
         Ok(Self { connection })
     }
 
@@ -217,6 +212,25 @@ fn number(stored: i64) -> Result<u64, DecodeError> {
     u64::try_from(stored).map_err(|_| DecodeError("negative number"))
 }
 
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE head (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    root BLOB,
+    oldest INTEGER NOT NULL,
+    top INTEGER NOT NULL,
+    next_inode INTEGER,
+    restores INTEGER NOT NULL
+) STRICT;
+CREATE TABLE batch (
+    id INTEGER PRIMARY KEY,
+    generation INTEGER NOT NULL,
+    changes BLOB NOT NULL
+) STRICT;
+CREATE INDEX batch_generation ON batch (generation, id);
+";
+
 /// Changes in one row: keeps a row's blob near a megabyte.
 const BATCH_CHANGES_MAX: usize = 8_192;
 /// Longest record of a change: a key, a value, their lengths and a few fixed bytes.
@@ -245,6 +259,21 @@ mod tests {
             len: 10,
             arena: offset * 2,
         }
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Journal::open(dir.path()).unwrap());
+        drop(Journal::open(dir.path()).unwrap());
+        let other = Connection::open(dir.path().join(JOURNAL_FILE)).unwrap();
+        other.pragma_update(None, "user_version", 9).unwrap();
+        drop(other);
+        let refused = Journal::open(dir.path());
+        assert!(
+            matches!(refused, Err(JournalError::Version(9))),
+            "{refused:?}"
+        );
     }
 
     #[test]

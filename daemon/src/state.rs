@@ -84,6 +84,8 @@ impl State {
             private_dir(&dir.join(name))?;
         }
         let database = Database::open(&dir.join("device.db"))?;
+        // The names before the first promise.
+        File::open(dir)?.sync_all()?;
         Ok(Self {
             dir: dir.into(),
             database: Arc::new(Mutex::new(database)),
@@ -134,7 +136,16 @@ impl State {
         work: impl FnOnce(&mut Database) -> Result<T, StateError>,
     ) -> Result<T, StateError> {
         // A call that panicked has rolled its transaction back.
-        work(&mut self.database.lock().unwrap_or_else(PoisonError::into_inner))
+        let done = work(&mut self.database.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(StateError::Database(error)) = &done
+            && let Some(error) = error.sqlite_error()
+            && error.extended_code == SYNC_FAILED
+        {
+            // The kernel may have dropped the pages: what was promised before can no longer be vouched for.
+            tracing::error!(%error, "the state database cannot be synced; ending before data is lost");
+            std::process::abort();
+        }
+        done
     }
 }
 
@@ -169,7 +180,10 @@ fn private_dir(dir: &Path) -> io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
 }
 
-const VERSION: i64 = 1;
+/// SQLite's extended code of an fsync that failed.
+const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
+
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE home (
@@ -225,6 +239,7 @@ CREATE TABLE checkpoints (
 ) STRICT;
 CREATE TABLE pending_commits (
     checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
-    record BLOB NOT NULL
+    record BLOB NOT NULL,
+    generation INTEGER NOT NULL
 ) STRICT;
 ";

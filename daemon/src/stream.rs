@@ -22,6 +22,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -148,6 +149,7 @@ impl Uploader {
         let pending = PendingCommit {
             checkout: self.checkout,
             record: commit.signed.to_bytes(),
+            generation: generation_max,
         };
         self.state
             .with(move |db| db.set_pending_commit(&pending))
@@ -155,51 +157,56 @@ impl Uploader {
         self.finish(commit, generation_max, sent, reporter).await
     }
 
-    /// Goes on with a commit that was written down before; nothing if there is none.
+    /// Goes on with a commit that was written down before. Returns it with the newest generation that its
+    /// root contains; nothing if there is none, or if it was made under a token that this checkout has no
+    /// more and never became the head.
     ///
     /// # Errors
     /// As [`Uploader::commit`].
-    pub async fn resume(
-        &self,
-        generation_max: u64,
-        reporter: &Reporter,
-    ) -> Result<Option<Settled>, UploadError> {
+    pub async fn resume(&self, reporter: &Reporter) -> Result<Option<(u64, Settled)>, UploadError> {
         let checkout = self.checkout;
         let pending = self
             .state
             .with(move |db| Ok((db.pending_commit(checkout)?, db.checkout(checkout)?)))
             .await?;
-        let (Some(record), Some(row)) = pending else {
+        let (Some(pending), Some(row)) = pending else {
             return Ok(None);
         };
+        // This device signed it; only the home decides whether it still may.
         let commit = self
             .home
-            .trusted(|trust| trust.open_commit(row.image, &record, None))?;
+            .trusted(|trust| trust.reopen_commit(row.image, &pending.record))?;
+        let holder = self.keeper.holder(checkout);
+        let token = holder.and_then(|holder| holder.token());
+        let is_current = commit.record().token == token;
         reporter.phase(Phase::Push, Some(commit.private.sealed_bytes));
         let sent = self.stream(commit.record().root, reporter).await?;
-        self.finish(commit, generation_max, sent, reporter)
+        match self
+            .finish(commit, pending.generation, sent, reporter)
             .await
-            .map(Some)
+        {
+            Ok(settled) => Ok(Some((pending.generation, settled))),
+            Err(UploadError::Superseded) if !is_current => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Lets go what no local root needs any more: intermediate roots that were never committed. Only to be
-    /// called while nothing is being sealed for this checkout; `roots` are all that it keeps.
+    /// What the outbox holds that none of `roots` needs: most of it belongs to intermediate roots that were
+    /// never committed. Only to be called while nothing is being sealed for this checkout and no signed
+    /// commit waits.
     ///
     /// # Errors
-    /// The cache or the outbox is damaged.
-    pub async fn trim(&self, roots: Vec<ObjectId>) -> Result<(), UploadError> {
+    /// The outbox is damaged.
+    pub async fn unneeded(&self, roots: Vec<ObjectId>) -> Result<Vec<ObjectId>, UploadError> {
         let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
         blocking(move || {
             let outbox = objects.outbox(checkout);
-            let mut needed = std::collections::BTreeSet::new();
+            let mut needed = BTreeSet::new();
             for root in roots {
                 needed.extend(below(root, &outbox, |id| objects.object_bytes(id))?);
             }
-            let unneeded: Vec<_> = outbox
-                .into_iter()
-                .filter(|id| !needed.contains(id))
-                .collect();
-            Ok(objects.release(checkout, &unneeded)?)
+            let unneeded = outbox.into_iter().filter(|id| !needed.contains(id));
+            Ok(unneeded.collect())
         })
         .await
     }
@@ -258,8 +265,9 @@ impl Uploader {
         Err(CallError::Protocol("a commit that stays incomplete").into())
     }
 
-    /// The home signed for the commit. Each step can be repeated: a daemon that dies before the last one
-    /// sends the record again and gets the same receipt.
+    /// The home signed for the commit. A daemon that dies before base and record stand in the database sends
+    /// the record again and gets the same receipt; what it leaves in the outbox after that is
+    /// [`Uploader::unneeded`] later.
     async fn settle(
         &self,
         commit: &OpenCommit,
@@ -271,14 +279,22 @@ impl Uploader {
             parent: commit.record().parent.map(|parent| parent.commit),
         };
         self.keeper.apply(self.checkout, event).await?;
-        let ids = self.below(commit.record().root).await?;
-        let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
-        blocking(move || Ok(objects.release(checkout, &ids)?)).await?;
         let (base, sealed_bytes) = (commit.signed.to_bytes(), commit.private.sealed_bytes);
+        let (checkout, root) = (self.checkout, commit.record().root);
         self.state
             .with(move |db| db.committed(checkout, &base, generation_max, sealed_bytes, sent.bytes))
             .await?;
+        // It is history whatever becomes of this.
+        if let Err(error) = self.release_below(root).await {
+            tracing::warn!(%error, "the outbox keeps what is at home");
+        }
         Ok(())
+    }
+
+    async fn release_below(&self, root: ObjectId) -> Result<(), UploadError> {
+        let ids = self.below(root).await?;
+        let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
+        blocking(move || Ok(objects.release(checkout, &ids)?)).await
     }
 
     /// The record can never become the head: the checkout is an orphan, its roots and checkpoints stay.

@@ -91,7 +91,7 @@ impl Checkouts {
             self.refuse_second(&image)?;
         }
         let checkout = CheckoutId::from_bytes(random());
-        let _claim = Claim::new(shared, Opening::Checkout(checkout));
+        let _claim = Claim::checkout(shared, checkout);
         let mut row = CheckoutRow {
             checkout,
             image: image.row.image,
@@ -198,11 +198,17 @@ impl Checkouts {
             token,
             ttl_ms,
             head,
+            current,
             ..
         } = mutated.answer
         else {
             return Err(explain(&CallError::Protocol("no grant")));
         };
+        if !current {
+            let settled = shared.home.settle(mutated.request).await;
+            settled.map_err(ApiError::failed)?;
+            return Err(explain(&CallError::Protocol("a grant that is over")));
+        }
         let mut row = image.row.clone();
         row.head = head;
         // The head may have moved since the image was listed; its number is what it says itself.
@@ -264,7 +270,10 @@ impl Checkouts {
         reporter.phase(Phase::Mount, None);
         let config = tree_config(&row, &image.descriptor.boundary, base.as_ref());
         let dir = shared.state.checkout_dir(row.checkout);
-        let source = Arc::new(ObjectSource(Arc::clone(shared.home.objects())));
+        let source = Arc::new(ObjectSource {
+            objects: Arc::clone(shared.home.objects()),
+            checkout: row.checkout,
+        });
         let tree = tokio::task::spawn_blocking(move || {
             recovery::private_dir(&dir)?;
             let tree = Tree::create(&dir, config, source, &Handle::current())?;
@@ -274,6 +283,7 @@ impl Checkouts {
             .await
             .map_err(ApiError::failed)?
             .map_err(ApiError::failed)?;
+        tree.warm_up().await;
         let beginning = Beginning {
             shared: Arc::clone(shared),
             row,
@@ -437,8 +447,8 @@ fn not_empty(dir: &Path, why: &str) -> ApiError {
     )
 }
 
-/// Marks a folder or a checkout as being opened while it lives.
-struct Claim<'a> {
+/// Marks a folder or a checkout as being opened, or as waiting for a grant, while it lives.
+pub(super) struct Claim<'a> {
     shared: &'a Shared,
     what: Opening,
 }
@@ -447,6 +457,11 @@ impl<'a> Claim<'a> {
     fn new(shared: &'a Shared, what: Opening) -> Option<Self> {
         let new = lock(&shared.opening).insert(what.clone());
         new.then_some(Self { shared, what })
+    }
+
+    /// Claims a checkout, so that a grant to it is not given back.
+    pub(super) fn checkout(shared: &'a Shared, checkout: CheckoutId) -> Option<Self> {
+        Self::new(shared, Opening::Checkout(checkout))
     }
 }
 

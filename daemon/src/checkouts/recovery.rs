@@ -1,7 +1,7 @@
 //! Brings every checkout back after a restart, whatever ended the daemon.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -90,6 +90,8 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         _ => Some(recover_tree(shared, &row, &descriptor, base.as_ref()).await?),
     };
     let mounts = row.stage == Stage::Open;
+    let holder = shared.keeper.holder(checkout);
+    let row_leases_late = row.read_only && holder.is_some_and(|holder| holder.token().is_some());
     let beginning = Beginning {
         shared: Arc::clone(shared),
         row,
@@ -98,7 +100,7 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         base,
         checkpoints,
         reporter: Reporter::new(Phase::Mount),
-        pending: pending.is_some(),
+        pending: pending.is_some() || row_leases_late,
     };
     let checkout = begin(beginning, false)?;
     if mounts && let Err(error) = checkout.mount_again().await {
@@ -126,7 +128,10 @@ async fn recover_tree(
 ) -> anyhow::Result<Arc<Tree>> {
     let config = tree_config(row, &descriptor.boundary, base);
     let dir = shared.state.checkout_dir(row.checkout);
-    let source = Arc::new(ObjectSource(Arc::clone(shared.home.objects())));
+    let source = Arc::new(ObjectSource {
+        objects: Arc::clone(shared.home.objects()),
+        checkout: row.checkout,
+    });
     let recovered = tokio::task::spawn_blocking(move || {
         private_dir(&dir)?;
         match Tree::recover(&dir, config.clone(), source.clone(), &Handle::current()) {
@@ -140,7 +145,11 @@ async fn recover_tree(
     Ok(recovered.await??)
 }
 
-/// Makes a folder that only its owner enters.
+/// Makes a folder that only its owner enters; its name is durable when this returns.
 pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    match dir.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }

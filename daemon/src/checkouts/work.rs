@@ -3,23 +3,25 @@
 use std::sync::Arc;
 
 use img_index::{Boundary, Fact, Key, ReadError, Value};
-use img_lease::holder::{Event as LeaseEvent, Granted, Kind as LeaseKind};
+use img_lease::holder::{Before, Event as LeaseEvent, Granted, Kind as LeaseKind};
 use img_overlay::GenerationId;
 use img_proto::{Answer, Call, Class, LeaseTerms, Refusal};
-use img_records::CommitKind;
+use img_records::{CommitKind, SignedCommit, commit_id};
 use img_seal::Reference;
-use img_types::{CheckoutId, CommitId, ImageId, Token};
+use img_store::StoreError;
+use img_types::{CheckoutId, CommitId, ImageId, ObjectId, Token};
 
+use super::opening::Claim;
 use super::{CommitRequest, Shared};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
-use crate::home::CallError;
+use crate::home::{CallError, Home};
 use crate::journal::JournalError;
 use crate::keeper::{KeeperError, luck};
 use crate::objects::{FetchError, Objects};
 use crate::seal::{SealError, SealedRoot, seal_generation};
-use crate::stream::{Draft, Sent, Settled, UploadError, Uploader};
+use crate::stream::{Draft, Sent, Settled, UploadError};
 use crate::tree::Tree;
 
 /// Why a generation is not a root yet.
@@ -87,14 +89,10 @@ impl CommitJob {
     /// Brings the root home and makes it a commit.
     pub(super) async fn run(self) -> Result<Settled, CommitError> {
         let shared = Arc::clone(&self.shared);
-        let uploader = Uploader::new(
-            Arc::clone(&shared.home),
-            shared.state.clone(),
-            shared.keeper.clone(),
-            self.checkout,
-        );
-        let (files, logical_bytes) = totals(shared.home.objects(), self.root).await?;
+        let uploader = shared.uploader(self.checkout);
+        let (files, logical_bytes) = totals(&shared.home, self.root).await?;
         let late = self.is_late()?;
+        let _claim = late.and_then(|_| Claim::checkout(&shared, self.checkout));
         let mut sent_before = Sent::default();
         let token = match shared
             .keeper
@@ -136,6 +134,11 @@ impl CommitJob {
                 .await?;
         }
         let mut settled = outcome?;
+        if late == Some(LeaseKind::ReadOnly) && self.request.keep {
+            let checkout = self.checkout;
+            let kept = shared.state.with(move |db| db.keep_lease(checkout)).await;
+            kept.map_err(CallError::from)?;
+        }
         settled.sent.objects += sent_before.objects;
         settled.sent.bytes += sent_before.bytes;
         Ok(settled)
@@ -166,26 +169,90 @@ impl CommitJob {
             take_over: self.request.take_over,
         };
         let granted = shared.home.mutate(call).await?;
-        let Answer::Granted { token, ttl_ms, .. } = granted.answer else {
+        let Answer::Granted {
+            token,
+            ttl_ms,
+            head,
+            current,
+            ..
+        } = granted.answer
+        else {
             return Err(CallError::Protocol("no grant").into());
         };
-        let event = LeaseEvent::Granted(Granted {
-            token,
-            terms: img_lease::Terms {
-                ttl_ms,
-                mode: self.terms.mode,
-            },
-            head: self.base.as_ref().map(|base| base.id),
-            sent,
-            luck: luck(),
-        });
-        shared.keeper.apply(self.checkout, event).await?;
-        shared
-            .home
-            .settle(granted.request)
-            .await
-            .map_err(CallError::from)?;
-        Ok(token)
+        let taken = match head_id(&shared.home, head.as_deref()) {
+            _ if !current => Err(CallError::Protocol("a grant that is over").into()),
+            Err(error) => Err(error.into()),
+            Ok(head) => {
+                let event = LeaseEvent::Granted(Granted {
+                    token,
+                    terms: img_lease::Terms {
+                        ttl_ms,
+                        mode: self.terms.mode,
+                    },
+                    head,
+                    sent,
+                    luck: luck(),
+                });
+                let applied = shared.keeper.apply(self.checkout, event).await;
+                applied.map_err(CommitError::from)
+            }
+        };
+        if taken.is_err() && current {
+            give_back(shared, self.image, self.checkout, token).await?;
+        }
+        let settled = shared.home.settle(granted.request).await;
+        settled.map_err(CallError::from)?;
+        taken.map(|_| token)
+    }
+}
+
+/// The id of the head that came with a grant. Whether it verifies does not matter to who only compares it.
+fn head_id(home: &Home, head: Option<&[u8]>) -> Result<Option<CommitId>, CallError> {
+    let signed = head.map(SignedCommit::decode).transpose();
+    let signed = signed.map_err(|_| CallError::Protocol("a head that is no commit"))?;
+    Ok(signed.map(|signed| commit_id(&signed, &home.id())))
+}
+
+/// Gives back a lease that a read-only checkout took for one commit before the daemon ended.
+pub(super) async fn end_late_lease(
+    shared: &Shared,
+    image: ImageId,
+    checkout: CheckoutId,
+) -> Result<(), CommitError> {
+    let holder = shared.keeper.holder(checkout);
+    let Some(tenure) = holder.as_ref().and_then(|holder| holder.tenure()) else {
+        return Ok(());
+    };
+    if tenure.before == Some(Before::ReadOnly) {
+        give_back(shared, image, checkout, tenure.token).await?;
+        let event = LeaseEvent::GivenBack;
+        shared.keeper.apply(checkout, event).await?;
+    }
+    Ok(())
+}
+
+/// Lets go of what the outbox holds and neither `roots` nor changes that are not sealed need.
+pub(super) async fn trim(
+    shared: &Shared,
+    checkout: CheckoutId,
+    tree: Arc<Tree>,
+    roots: Vec<ObjectId>,
+) -> Result<(), UploadError> {
+    let unneeded = shared.uploader(checkout).unneeded(roots).await?;
+    let objects = Arc::clone(shared.home.objects());
+    let released = tokio::task::spawn_blocking(move || {
+        // No change may come to need one of them between the look and the release.
+        tree.with_values_kept(|values| {
+            let unneeded: Vec<_> = unneeded
+                .into_iter()
+                .filter(|id| !values.contains(id))
+                .collect();
+            objects.release(checkout, &unneeded)
+        })
+    });
+    match released.await {
+        Ok(released) => Ok(released?),
+        Err(_) => Err(UploadError::Interrupted),
     }
 }
 
@@ -239,7 +306,8 @@ pub(super) async fn end_at_home(
 }
 
 /// Files of an image and the sum of their sizes, as its index says.
-async fn totals(objects: &Arc<Objects>, root: Reference) -> Result<(u64, u64), FetchError> {
+async fn totals(home: &Home, root: Reference) -> Result<(u64, u64), FetchError> {
+    let objects = home.objects();
     let key = Key::fact(Fact::Totals);
     loop {
         match img_index::get(&**objects, &root, &key) {
@@ -249,7 +317,10 @@ async fn totals(objects: &Arc<Objects>, root: Reference) -> Result<(u64, u64), F
             })) => return Ok((files, logical_bytes)),
             Ok(_) => return Ok((0, 0)),
             Err(ReadError::Absent(absent)) => {
-                objects.fetch_nodes(&absent.0, Class::Control).await?;
+                match objects.fetch_nodes(&absent.0, Class::Control).await {
+                    Err(FetchError::Away) => home.reachable().await,
+                    fetched => fetched?,
+                }
             }
             Err(ReadError::Misplaced(id)) => return Err(FetchError::Corrupt(id)),
         }
@@ -276,6 +347,19 @@ fn deleted(name: &str) -> ApiError {
         format!("{name} has been deleted at the home. What is here is kept."),
         format!("Copy it out of its folder, then drop it with `imgctl release {name} --discard`."),
     )
+}
+
+/// Why changes are not sealed, for a person.
+pub(super) fn explain_sealing(error: &SealingError) -> ApiError {
+    let message =
+        format!("Changes are not sealed yet: {error}. They are kept, and it is tried again.");
+    match error {
+        SealingError::Seal(SealError::Fetch(FetchError::Away)) => ApiError::away(&message),
+        SealingError::Seal(SealError::Store(StoreError::NoRoom)) => {
+            ApiError::new(Kind::NoRoom, message, "Make room on this device.")
+        }
+        _ => ApiError::new(Kind::Failed, message, "`imgctl doctor` checks this device."),
+    }
 }
 
 /// The error for a person.

@@ -84,6 +84,8 @@ pub(super) struct Worker {
     pub(super) descriptor: OpenDescriptor,
     pub(super) terms: LeaseTerms,
     pub(super) stage: Stage,
+    /// Whether a lease is only ever taken for one commit.
+    pub(super) read_only: bool,
     /// Nothing where only the lease is left to be given back.
     pub(super) tree: Option<Arc<Tree>>,
     pub(super) mounted: Option<Mounted>,
@@ -99,7 +101,9 @@ pub(super) struct Worker {
     release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
     sealing: Option<JoinHandle<Sealed>>,
     seal_again: Option<Instant>,
-    streaming: Option<Streaming>,
+    streaming: Option<JoinHandle<Streamed>>,
+    /// Generations sealed since the outbox was last trimmed.
+    untrimmed: u32,
     farewell: Option<JoinHandle<Result<(), CallError>>>,
     farewell_again: Option<Instant>,
     /// Since when the home has been away, or has not answered, while somebody waits.
@@ -107,17 +111,12 @@ pub(super) struct Worker {
     shown_last: Option<events::Progress>,
 }
 
-/// A commit on its way home.
-struct Streaming {
-    generation_max: u64,
-    task: JoinHandle<Streamed>,
-}
-
 /// A generation that was sealed, if there was one.
 type Sealed = Result<Option<(GenerationId, SealedRoot)>, SealingError>;
 
-/// A commit that is in history; nothing where none was to be resumed.
-type Streamed = Result<Option<Box<Settled>>, CommitError>;
+/// A commit that is in history, and the newest generation that it contains; nothing where none was to be
+/// resumed.
+type Streamed = Result<Option<(u64, Box<Settled>)>, CommitError>;
 
 /// What ends a worker.
 enum Flow {
@@ -129,7 +128,7 @@ enum Flow {
 enum Happened {
     Commanded(Option<Command>),
     Sealed(Sealed),
-    Streamed(u64, Streamed),
+    Streamed(Streamed),
     SaidFarewell(Result<(), CallError>),
     GenerationClosed,
     Unmounted,
@@ -145,7 +144,7 @@ pub(super) struct Beginning {
     pub(super) base: Option<OpenCommit>,
     pub(super) checkpoints: Vec<CheckpointRow>,
     pub(super) reporter: Reporter,
-    /// Whether a commit was signed before the restart.
+    /// Whether a commit was under way before the restart.
     pub(super) pending: bool,
 }
 
@@ -163,6 +162,7 @@ impl Worker {
             descriptor: beginning.descriptor,
             terms: row.terms,
             stage: row.stage,
+            read_only: row.read_only,
             tree: beginning.tree,
             mounted: None,
             base: beginning.base,
@@ -177,12 +177,14 @@ impl Worker {
             sealing: None,
             seal_again: None,
             streaming: None,
+            // Whatever the daemon that ended left.
+            untrimmed: TRIM_AFTER,
             farewell: None,
             farewell_again: None,
             away_since: None,
             shown_last: None,
         };
-        worker.sealed_upto = worker.sealed_before();
+        worker.sealed_upto = worker.tree.as_ref().map_or(0, |tree| tree.sealed_upto());
         worker.view.send_modify(|view| {
             view.sealed_bytes = row.sealed_bytes;
             view.sent_bytes = row.sent_bytes;
@@ -248,9 +250,9 @@ impl Worker {
                 self.sealing = None;
                 Happened::Sealed(sealed)
             }
-            (generation_max, streamed) = stream_joined(&mut self.streaming) => {
+            streamed = joined(&mut self.streaming, || UploadError::Interrupted.into()) => {
                 self.streaming = None;
-                Happened::Streamed(generation_max, streamed)
+                Happened::Streamed(streamed)
             }
             said = joined(&mut self.farewell, || CallError::Away) => {
                 self.farewell = None;
@@ -283,19 +285,23 @@ impl Worker {
                 self.sealed_upto = generation.0;
                 self.roots
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
+                self.untrimmed = self.untrimmed.saturating_add(1);
                 self.set_problem(None);
                 self.cut_waiting();
             }
             Happened::Sealed(Ok(None)) => {}
             Happened::Sealed(Err(error)) => {
                 tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
-                self.set_problem(Some(format!("Changes are not sealed yet: {error}.")));
+                let told = work::explain_sealing(&error);
+                self.set_problem(Some(told.message.clone()));
                 self.seal_again = Some(Instant::now() + SEAL_PAUSE);
+                self.tell_who_waits(&told);
             }
-            Happened::Streamed(generation_max, Ok(settled)) => {
-                self.committed(generation_max, settled.map(|settled| *settled));
+            Happened::Streamed(Ok(Some((generation_max, settled)))) => {
+                self.committed(generation_max, *settled);
             }
-            Happened::Streamed(_, Err(error)) => self.not_committed(&error),
+            Happened::Streamed(Ok(None)) => {}
+            Happened::Streamed(Err(error)) => self.not_committed(&error),
             Happened::SaidFarewell(Ok(())) => {
                 self.end().await;
                 return Flow::End;
@@ -359,8 +365,34 @@ impl Worker {
                 self.checkout,
             )));
         }
-        self.start_commit().await;
+        self.start_commit();
+        self.start_trim();
         self.start_farewell();
+    }
+
+    /// Trims the outbox now and then, in place of a seal: the two must not meet.
+    fn start_trim(&mut self) {
+        let is_due = self.untrimmed >= TRIM_AFTER && self.stage != Stage::Discarding;
+        if !is_due || self.sealing.is_some() || self.streaming.is_some() || self.is_written_down() {
+            return;
+        }
+        let Some(tree) = self.tree.clone() else {
+            return;
+        };
+        self.untrimmed = 0;
+        let base = self.base.as_ref().map(OpenCommit::root);
+        let wished = self.wishes.iter();
+        let wished = wished.filter_map(|wish| self.roots.get(&wish.generation));
+        let roots = wished.map(|(root, _)| *root).chain(tree.root());
+        let roots = roots.filter(|root| Some(*root) != base);
+        let roots = roots.map(|root| root.id).collect();
+        let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);
+        self.sealing = Some(tokio::spawn(async move {
+            if let Err(error) = work::trim(&shared, checkout, tree, roots).await {
+                tracing::warn!(checkout = %checkout.short(), %error, "the outbox is not trimmed");
+            }
+            Ok(None)
+        }));
     }
 
     fn cut_waiting(&mut self) {
@@ -404,11 +436,12 @@ impl Worker {
             }
             tree.freeze()
         })?;
-        let newest = newest_closed(&tree).unwrap_or(self.sealed_upto);
-        let (freeze_us, dirty_bytes) = match frozen {
-            Some(cut) => (cut.freeze_us, cut.dirty_bytes),
-            None if self.has_uncut(&tree, newest) => (0, 0),
+        let closed_upto = tree.closed_upto();
+        let (newest, freeze_us, dirty_bytes) = match frozen {
+            Some(cut) => (cut.generation.0, cut.freeze_us, cut.dirty_bytes),
+            None if self.has_uncut(&tree, closed_upto) => (closed_upto, 0, 0),
             None => {
+                let newest = closed_upto;
                 let generation = self.checkpoints.last().map_or(newest, |row| row.generation);
                 return Ok((self.unchanged(), generation));
             }
@@ -459,16 +492,6 @@ impl Worker {
         }
     }
 
-    /// Generations before this one were sealed before the daemon started.
-    fn sealed_before(&self) -> u64 {
-        let oldest = self.tree.as_ref().and_then(|tree| tree.closed_oldest());
-        let of_checkpoints = self.checkpoints.iter().map(|row| row.generation);
-        match oldest {
-            Some(oldest) => oldest.generation.id().0.saturating_sub(1),
-            None => of_checkpoints.max().unwrap_or(0),
-        }
-    }
-
     /// Somebody else unmounted: that is a checkpoint, and the lease stays.
     fn unmounted_by_others(&mut self) {
         if let Some(mut mounted) = self.mounted.take()
@@ -502,16 +525,27 @@ impl Worker {
             return;
         }
         let away = self.shared.home.explain(&CallError::Away, &self.name);
+        self.tell_who_waits(&away);
+    }
+
+    /// Answers those who wait for what does not go on now; it will by itself. Only a cut that was not taken
+    /// has to be asked for again.
+    fn tell_who_waits(&mut self, error: &ApiError) {
+        for waiting in std::mem::take(&mut self.waiting_cuts) {
+            let _ = waiting.done.send(Err(error.clone()));
+        }
         for wish in &mut self.wishes {
             if let Some(committed) = wish.committed.take() {
-                let _ = committed.send(Err(away.clone()));
+                let _ = committed.send(Err(error.clone()));
             }
         }
-        self.answer_release(|| Err(away.clone()));
+        self.answer_release(|| Err(error.clone()));
     }
 
     fn somebody_waits(&self) -> bool {
-        !self.release_waiters.is_empty() || self.wishes.iter().any(|wish| wish.committed.is_some())
+        !self.release_waiters.is_empty()
+            || !self.waiting_cuts.is_empty()
+            || self.wishes.iter().any(|wish| wish.committed.is_some())
     }
 
     pub(super) fn set_problem(&self, problem: Option<String>) {
@@ -547,8 +581,8 @@ impl Worker {
         if let Some(task) = self.sealing.take() {
             task.abort();
         }
-        if let Some(streaming) = self.streaming.take() {
-            streaming.task.abort();
+        if let Some(task) = self.streaming.take() {
+            task.abort();
         }
         if let Some(task) = self.farewell.take() {
             task.abort();
@@ -569,12 +603,6 @@ impl Worker {
     }
 }
 
-/// The newest generation that is closed and not sealed.
-fn newest_closed(tree: &Tree) -> Option<u64> {
-    let oldest = tree.closed_oldest()?.generation.id().0;
-    Some(oldest + tree.stats().closed.saturating_sub(1) as u64)
-}
-
 /// Waits for a task that runs, for ever if there is none; one that panicked ends with `broken`.
 async fn joined<T, E>(
     task: &mut Option<JoinHandle<Result<T, E>>>,
@@ -582,17 +610,6 @@ async fn joined<T, E>(
 ) -> Result<T, E> {
     match task {
         Some(running) => running.await.unwrap_or_else(|_| Err(broken())),
-        None => pending().await,
-    }
-}
-
-async fn stream_joined(streaming: &mut Option<Streaming>) -> (u64, Streamed) {
-    match streaming {
-        Some(streaming) => {
-            let outcome = (&mut streaming.task).await;
-            let broken = |_| Err(CommitError::Upload(UploadError::Interrupted));
-            (streaming.generation_max, outcome.unwrap_or_else(broken))
-        }
         None => pending().await,
     }
 }
@@ -632,5 +649,7 @@ const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long somebody waits for a connected home that sends no sign: longer than a slow link needs for one
 /// block.
 const SILENCE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+/// Generations that may be sealed without a commit before the outbox is trimmed: each leaves a few nodes.
+const TRIM_AFTER: u32 = 16;
 /// Pause before a seal or a farewell that failed is tried again.
 const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);

@@ -78,7 +78,7 @@ async fn give_back(member: &Member, call: &Call, answer: &Answer) -> Result<(), 
     else {
         return Ok(());
     };
-    if member.checkouts.wants(*checkout) {
+    if member.checkouts.wants(*checkout, *token) {
         return Ok(());
     }
     let release = Call::Release {

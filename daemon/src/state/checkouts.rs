@@ -82,6 +82,8 @@ pub struct PendingCommit {
     pub checkout: CheckoutId,
     /// The signed record.
     pub record: Vec<u8>,
+    /// The newest generation that its root contains.
+    pub generation: u64,
 }
 
 impl Stage {
@@ -195,6 +197,18 @@ impl Database {
         Ok(())
     }
 
+    /// A read-only checkout keeps the lease that it took for a commit.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn keep_lease(&mut self, checkout: CheckoutId) -> Result<(), StateError> {
+        self.sql.execute(
+            "UPDATE checkouts SET read_only = 0 WHERE checkout = ?1",
+            params![checkout.as_bytes()],
+        )?;
+        Ok(())
+    }
+
     /// Replaces a checkout's lease.
     ///
     /// # Errors
@@ -267,8 +281,12 @@ impl Database {
     /// The database failed.
     pub fn set_pending_commit(&mut self, pending: &PendingCommit) -> Result<(), StateError> {
         self.sql.execute(
-            "INSERT OR REPLACE INTO pending_commits (checkout, record) VALUES (?1, ?2)",
-            params![pending.checkout.as_bytes(), pending.record],
+            "INSERT OR REPLACE INTO pending_commits (checkout, record, generation) VALUES (?1, ?2, ?3)",
+            params![
+                pending.checkout.as_bytes(),
+                pending.record,
+                pending.generation
+            ],
         )?;
         Ok(())
     }
@@ -277,16 +295,25 @@ impl Database {
     ///
     /// # Errors
     /// The database failed.
-    pub fn pending_commit(&self, checkout: CheckoutId) -> Result<Option<Vec<u8>>, StateError> {
-        let record = self
+    pub fn pending_commit(
+        &self,
+        checkout: CheckoutId,
+    ) -> Result<Option<PendingCommit>, StateError> {
+        let pending = self
             .sql
             .query_row(
-                "SELECT record FROM pending_commits WHERE checkout = ?1",
+                "SELECT record, generation FROM pending_commits WHERE checkout = ?1",
                 params![checkout.as_bytes()],
-                |row| row.get(0),
+                |row| {
+                    Ok(PendingCommit {
+                        checkout,
+                        record: row.get(0)?,
+                        generation: row.get(1)?,
+                    })
+                },
             )
             .optional()?;
-        Ok(record)
+        Ok(pending)
     }
 
     /// Drops the signed commit: the home refused it for good.

@@ -160,11 +160,12 @@ fn a_commit_ends_the_checkpoints_it_contains() {
     let pending = PendingCommit {
         checkout,
         record: b"commit".to_vec(),
+        generation: 2,
     };
     state.now(|db| db.set_pending_commit(&pending)).unwrap();
     assert_eq!(
         state.now(|db| db.pending_commit(checkout)).unwrap(),
-        Some(b"commit".to_vec())
+        Some(pending)
     );
     state
         .now(|db| db.committed(checkout, b"commit", 2, 10, 20))

@@ -90,7 +90,7 @@ impl Scene {
         self.uploader().commit(draft, 1, &self.reporter).await
     }
 
-    fn pending(&self) -> Option<Vec<u8>> {
+    fn pending(&self) -> Option<PendingCommit> {
         let state = &self.device.state;
         state.now(|db| db.pending_commit(CHECKOUT)).unwrap()
     }
@@ -151,10 +151,9 @@ async fn an_outbox_becomes_a_commit_and_is_trimmed() {
     assert_eq!(second.sent.objects, 3, "two blocks and their leaf");
     assert_eq!(second.commit.record().seq.0, 1);
     assert_eq!(scene.outbox().len(), 6);
-    scene.uploader().trim(vec![unrelated.id]).await.unwrap();
-    assert_eq!(scene.outbox().len(), 6);
-    scene.uploader().trim(vec![]).await.unwrap();
-    assert_eq!(scene.outbox(), []);
+    let uploader = scene.uploader();
+    assert_eq!(uploader.unneeded(vec![unrelated.id]).await.unwrap(), []);
+    assert_eq!(uploader.unneeded(vec![]).await.unwrap(), scene.outbox());
 }
 
 #[tokio::test]
@@ -164,7 +163,7 @@ async fn a_record_is_written_down_before_it_is_first_sent() {
     let state = scene.device.state.clone();
     scene.fake.lock().witness = Some(Box::new(move |record| {
         let pending = state.now(|db| db.pending_commit(CHECKOUT)).unwrap();
-        assert_eq!(pending.as_deref(), Some(record));
+        assert_eq!(pending.unwrap().record, record);
     }));
     scene.commit(&scene.draft(root, None)).await.unwrap();
     assert_eq!(scene.fake.lock().calls.last(), Some(&"commit"));
@@ -274,6 +273,7 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
     let pending = PendingCommit {
         checkout: CHECKOUT,
         record: signed.signed.to_bytes(),
+        generation: 7,
     };
     scene
         .device
@@ -283,12 +283,13 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
 
     let scene = scene.restart().await;
     let uploader = scene.uploader();
-    let settled = uploader.resume(1, &scene.reporter).await.unwrap().unwrap();
+    let (generation, settled) = uploader.resume(&scene.reporter).await.unwrap().unwrap();
+    assert_eq!(generation, 7);
     assert_eq!(settled.commit.id, signed.id, "the very same record");
     assert_eq!(settled.sent.objects, 4);
     assert_eq!(scene.outbox(), []);
     assert_eq!(scene.pending(), None);
-    let again = uploader.resume(1, &scene.reporter).await.unwrap();
+    let again = uploader.resume(&scene.reporter).await.unwrap();
     assert!(again.is_none());
 
     // Killed between the receipt and the last line of the journal: the same record, the same receipt.
@@ -297,7 +298,7 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
         .state
         .now(|db| db.set_pending_commit(&pending))
         .unwrap();
-    let settled = uploader.resume(1, &scene.reporter).await.unwrap().unwrap();
+    let (_, settled) = uploader.resume(&scene.reporter).await.unwrap().unwrap();
     assert_eq!((settled.commit.id, settled.sent.objects), (signed.id, 0));
     assert_eq!(scene.fake.lock().commits.len(), 1);
 }
@@ -320,6 +321,29 @@ async fn a_superseded_token_makes_an_orphan_whose_work_stays() {
     assert_eq!(scene.outbox().len(), 4);
     let kept = crate::keeper::decode(&scene.device.row().holder.unwrap()).unwrap();
     assert_eq!(kept, holder);
+}
+
+#[tokio::test]
+async fn a_record_of_a_token_that_was_given_back_is_struck_out() {
+    let scene = Scene::new().await;
+    let root = scene.seal(1, 3);
+    let signed = scene.draft(root, None).sign(&scene.device.home).unwrap();
+    let pending = PendingCommit {
+        checkout: CHECKOUT,
+        record: signed.signed.to_bytes(),
+        generation: 1,
+    };
+    let state = &scene.device.state;
+    state.now(|db| db.set_pending_commit(&pending)).unwrap();
+    scene.fake.lock().steal();
+    let keeper = &scene.device.keeper;
+    let given_back = holder::Event::GivenBack;
+    keeper.apply(CHECKOUT, given_back).await.unwrap();
+    let resumed = scene.uploader().resume(&scene.reporter).await.unwrap();
+    assert!(resumed.is_none());
+    assert_eq!(scene.pending(), None);
+    assert_eq!(keeper.holder(CHECKOUT).unwrap().kind(), Kind::ReadOnly);
+    assert_eq!(scene.outbox().len(), 4);
 }
 
 #[tokio::test]

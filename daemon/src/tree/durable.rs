@@ -1,8 +1,8 @@
 //! What makes changes durable: the journal's flush, the cut of a checkpoint, the swap of a root.
 //!
 //! One lock, the log's, orders these; it is taken before the state's, and the state's is held only
-//! to take or swap a few values. A flush brings the arenas to disk first and commits the journal
-//! then. The process aborts when a sync fails: the kernel may have dropped the pages, so what was
+//! to take or swap a few values. A flush brings the arenas and large values to disk first and
+//! commits the journal then. The process aborts when a sync fails: the kernel may have dropped the pages, so what was
 //! acknowledged can no longer be vouched for, and recovery starts from the journal.
 
 use std::io;
@@ -99,7 +99,13 @@ impl Tree {
     /// Two generations wait for their seal already, or the disk refuses.
     pub fn freeze(&self) -> Result<Option<Cut>, FreezeError> {
         let mut log = self.log();
-        let next = self.shared().top.next();
+        let next = {
+            let state = self.shared();
+            if state.overlay.top_is_empty() {
+                return Ok(None);
+            }
+            state.top.next()
+        };
         let arena = Arena::create(&self.dir, next).map_err(|e| FreezeError::Disk(disk(&e)))?;
         let mut state = self.lock();
         let started = Instant::now();
@@ -164,6 +170,7 @@ impl Tree {
         // A large generation takes time to free, and an arena to remove: not under the lock.
         let dropped = state.overlay.drop_oldest(generation);
         let arena = state.arenas.remove(&generation);
+        state.values.remove(&generation);
         drop(state);
         if let Some(arena) = arena {
             arena.retire();
@@ -180,7 +187,7 @@ impl Tree {
     }
 
     fn flush(&self, log: &mut Log) -> Result<(), Errno> {
-        let (head, arenas, upto) = {
+        let (head, arenas, values, upto) = {
             let mut state = self.lock();
             if state.changes_made == log.synced {
                 return Ok(());
@@ -188,8 +195,13 @@ impl Tree {
             let top = state.top;
             log.backlog.extend(state.pending.take(top));
             let arenas: Vec<_> = state.arenas.values().cloned().collect();
-            (state.head(), arenas, state.changes_made)
+            let values = std::mem::take(&mut state.values_unsynced);
+            (state.head(), arenas, values, state.changes_made)
         };
+        if values && let Err(errno) = self.source.sync() {
+            self.lock().values_unsynced = true;
+            return Err(errno);
+        }
         for arena in arenas {
             if let Err(error) = arena.sync() {
                 tracing::error!(%error, "an arena cannot be synced; ending before data is lost");

@@ -27,14 +27,16 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
 use img_index::{Attributes, Boundary, Fact, FileKind, Inode, Key, Timestamp, Value};
 use img_overlay::{Change, GenerationId, Overlay};
 use img_proto::Class;
 use img_seal::Reference;
+use img_types::ObjectId;
 use img_types::limits::DEMAND_TIMEOUT;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
@@ -97,6 +99,9 @@ pub enum TreeError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// An arena lacks bytes that the journal names: the disk lost what it had said to be durable.
+    #[error("the arena of generation {0} ends before what the journal says is in it")]
+    ArenaCut(GenerationId),
     /// There is a journal already, or there is none yet.
     #[error("the checkout's folder {}", if *.exists { "is in use" } else { "has no journal" })]
     Exists {
@@ -126,6 +131,8 @@ pub struct Tree {
     state: RwLock<State>,
     /// Locked before the state by everything that writes the journal or closes a generation.
     log: Mutex<Log>,
+    /// Locked first of all, from when a value is kept until a change names it.
+    keeping: Mutex<()>,
     source: Arc<dyn Source>,
     flusher: Flusher,
     prefetch: Prefetch,
@@ -185,10 +192,16 @@ impl Tree {
         let mut generation = head.oldest;
         loop {
             let arena = Arc::new(Arena::open(dir, generation)?);
-            state.arenas.insert(generation, arena);
             for change in journal.changes(generation)? {
+                if let Change::Write { arena: at, len, .. } = &change
+                    && at.saturating_add(*len) > arena.len()
+                {
+                    return Err(TreeError::ArenaCut(generation));
+                }
+                state.remember_values(generation, &change);
                 state.overlay.apply(change);
             }
+            state.arenas.insert(generation, arena);
             if generation >= head.top {
                 break;
             }
@@ -212,6 +225,7 @@ impl Tree {
             owner: config.owner,
             state: RwLock::new(state),
             log: Mutex::new(Log::new(journal)),
+            keeping: Mutex::default(),
             flusher: Flusher::start(tree.clone()),
             prefetch: Prefetch::start(Arc::clone(&source), runtime),
             source,
@@ -275,6 +289,16 @@ impl Tree {
         self.shared().root
     }
 
+    /// The newest generation that the root contains; 0 before the first seal.
+    pub fn sealed_upto(&self) -> u64 {
+        self.shared().oldest.0.saturating_sub(1)
+    }
+
+    /// The newest generation that is closed; 0 before the first cut.
+    pub fn closed_upto(&self) -> u64 {
+        self.shared().top.0.saturating_sub(1)
+    }
+
     /// How often the checkout was set to another root: the generation of its directory entries.
     pub fn restores(&self) -> u64 {
         self.shared().restores
@@ -289,6 +313,13 @@ impl Tree {
             closed: state.overlay.closed().count(),
             changed: !state.overlay.top_is_empty(),
         }
+    }
+
+    /// Runs `work` with the blocks that changes name and no root contains; meanwhile none is added.
+    pub fn with_values_kept<T>(&self, work: impl FnOnce(&BTreeSet<ObjectId>) -> T) -> T {
+        let _keeping = self.keeping();
+        let values = self.shared().values.values().flatten().copied().collect();
+        work(&values)
     }
 
     /// The space that `statfs` shows.
@@ -329,6 +360,11 @@ impl Tree {
         Ok(value)
     }
 
+    fn keeping(&self) -> MutexGuard<'_, ()> {
+        // It protects an order and no data.
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shared(&self) -> RwLockReadGuard<'_, State> {
         self.state
             .read()
@@ -357,6 +393,8 @@ impl State {
             open: Default::default(),
             orphans: Default::default(),
             pending: Pending::default(),
+            values: Default::default(),
+            values_unsynced: false,
             changes_made: 0,
             room: Room::new(dir)?,
         })

@@ -1,15 +1,18 @@
-//! Brings the leaves that a later seal needs into memory and cache, without anybody waiting.
+//! Brings what will be needed into memory and cache: the leaves of a later seal, without anybody waiting,
+//! and at a checkout what a first new file needs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use img_index::{Absent, Key, ReadError};
+use img_index::{Absent, Inode, Key, ReadError};
 use img_proto::Class;
 use img_seal::Reference;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::Tree;
 use super::source::{Source, Wanted};
+use super::view::Failure;
+use super::{COOKIE_FIRST, Tree};
 
 /// Sends keys to the task that fetches their leaves.
 #[derive(Debug)]
@@ -40,6 +43,36 @@ impl Prefetch {
 }
 
 impl Tree {
+    /// Brings what a new file in the root directory needs into memory and cache, so that one can be made
+    /// when the home goes away right after the checkout. Gives up after a while.
+    pub async fn warm_up(self: &Arc<Self>) {
+        let Err(Failure::Absent(wanted)) = self.look_around() else {
+            return;
+        };
+        let warming = Arc::clone(self).repeat(wanted, Self::look_around);
+        match tokio::time::timeout(WARM_UP_PATIENCE, warming).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => tracing::info!("the root directory is read when it is needed"),
+        }
+    }
+
+    /// Reads the beginning of the root directory, and where the next inode's keys will be.
+    fn look_around(&self) -> Result<(), Failure> {
+        let mut wanted = Wanted::default();
+        let listed = self.list(Inode::ROOT, COOKIE_FIRST, ROOT_ENTRIES_MAX);
+        let next = self.read(|view| view.value(&Key::attributes(view.next_inode()?)));
+        for read in [listed.map(drop), next.map(drop)] {
+            if let Err(failure) = read {
+                wanted.add(failure)?;
+            }
+        }
+        if wanted.is_empty() {
+            Ok(())
+        } else {
+            Err(Failure::Absent(wanted))
+        }
+    }
+
     /// Sees to it that the leaf of a key that was just edited comes into memory.
     ///
     /// Too many at once are left to the seal, which fetches what is still absent.
@@ -50,5 +83,9 @@ impl Tree {
     }
 }
 
+/// Entries of the root directory that a checkout reads at once: some 250 KB of nodes at most.
+const ROOT_ENTRIES_MAX: usize = 4_096;
+/// How long a checkout waits for them: a few round trips of a slow link.
+const WARM_UP_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys that wait for their leaves.
 const QUEUE_MAX: usize = 1_024;

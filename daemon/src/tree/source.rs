@@ -1,4 +1,4 @@
-//! Where a tree gets nodes and blocks that are not in its overlay.
+//! Where a tree gets nodes and blocks that are not in its overlay, and keeps values too large for it.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use img_index::NodeSource;
 use img_proto::Class;
 use img_seal::Reference;
+use rustix::io::Errno;
 
 use super::view::Failure;
 
@@ -58,11 +59,23 @@ pub enum SourceError {
 /// A fetch under way.
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>>;
 
-/// Gives nodes and blocks at hand at once, and brings others into memory.
+/// Gives nodes and blocks at hand at once, brings others into memory, and keeps new ones.
 pub trait Source: NodeSource + Debug + Send + Sync {
     /// Returns the opened content of a block or patch if it is in memory; never blocks.
     fn block(&self, reference: &Reference) -> Option<Bytes>;
 
     /// Brings everything wanted into memory, from the disk cache or the home.
     fn fetch<'a>(&'a self, wanted: &'a Wanted, class: Class) -> Fetching<'a>;
+
+    /// Seals a value into a block that this device keeps until it is at home; blocks on the disk.
+    ///
+    /// # Errors
+    /// What the caller is told: ENOSPC where the disk is full.
+    fn keep(&self, value: &[u8]) -> Result<Reference, Errno>;
+
+    /// Makes what was kept before durable; blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk is full: nothing is lost, but it is not durable either.
+    fn sync(&self) -> Result<(), Errno>;
 }

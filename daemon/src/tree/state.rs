@@ -6,6 +6,7 @@ use std::sync::Arc;
 use img_index::{Attributes, Boundary, Inode, Key};
 use img_overlay::{Change, GenerationId, Overlay};
 use img_seal::Reference;
+use img_types::ObjectId;
 use rustix::io::Errno;
 
 use super::pending::Pending;
@@ -46,6 +47,10 @@ pub(super) struct State {
     /// Open-but-unlinked inodes of an earlier session, dropped by the next checkpoint.
     pub(super) orphans: BTreeSet<Inode>,
     pub(super) pending: Pending,
+    /// Blocks that the changes of each generation name; nothing else keeps them.
+    pub(super) values: BTreeMap<GenerationId, BTreeSet<ObjectId>>,
+    /// Whether some of them may not be durable.
+    pub(super) values_unsynced: bool,
     /// Grows with every change; a sync covers all changes up to the number it saw.
     pub(super) changes_made: u64,
     pub(super) room: Room,
@@ -62,8 +67,22 @@ impl State {
     /// Applies a change to the top generation and remembers it for the journal.
     pub(super) fn apply(&mut self, change: Change) {
         self.pending.push(change.clone());
+        self.values_unsynced |= self.remember_values(self.top, &change);
         self.overlay.apply(change);
         self.changes_made += 1;
+    }
+
+    /// Notes the blocks that a change of a generation names; returns whether there are any.
+    pub(super) fn remember_values(&mut self, generation: GenerationId, change: &Change) -> bool {
+        let Change::Put(_, value) = change else {
+            return false;
+        };
+        let mut named = value.references().map(|reference| reference.id).peekable();
+        if named.peek().is_none() {
+            return false;
+        }
+        self.values.entry(generation).or_default().extend(named);
+        true
     }
 
     /// Grants `len` more dirty bytes, or refuses before anything was accepted.

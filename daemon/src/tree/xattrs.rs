@@ -1,10 +1,10 @@
 //! Extended attributes.
 //!
-//! Values up to 2 KiB are taken; larger ones, which an import may have brought as blocks, can be
-//! read and removed. POSIX ACLs are refused, because nothing here would enforce them.
+//! Values up to 2 KiB stand in the index. Larger ones become blocks when they are set, and are kept by
+//! the device until a commit contains them. POSIX ACLs are refused, because nothing here would enforce them.
 
 use img_index::{Inode, Key, KeyParts, KeyRange, Value, Xattr};
-use img_types::limits::{ENTRY_NAME_LEN_MAX, INLINE_LEN_MAX};
+use img_types::limits::{BLOCK_SIZE, ENTRY_NAME_LEN_MAX, INLINE_LEN_MAX};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -63,8 +63,8 @@ impl Tree {
     /// Sets a value.
     ///
     /// # Errors
-    /// Something is absent, the mode forbids it, the value is too long or there is no room
-    /// (ENOSPC), or the name is one that is not supported.
+    /// Something is absent, the mode forbids it, the value is longer than 64 KiB (E2BIG), there is no
+    /// room (ENOSPC), or the name is one that is not supported.
     pub fn set_xattr(
         &self,
         inode: Inode,
@@ -73,9 +73,17 @@ impl Tree {
         mode: SetXattr,
     ) -> Result<(), Failure> {
         supported(name)?;
-        if value.len() > INLINE_LEN_MAX {
-            return Err(Errno::NOSPC.into());
+        if value.len() > BLOCK_SIZE {
+            return Err(Errno::TOOBIG.into());
         }
+        let is_large = value.len() > INLINE_LEN_MAX;
+        let _keeping = is_large.then(|| self.keeping());
+        let kept = if !is_large {
+            Xattr::Inline(value.to_vec())
+        } else {
+            self.lock().grant(value.len() as u64)?;
+            Xattr::Block(self.source.keep(value)?)
+        };
         self.change(|transaction| {
             transaction.state.grant(METADATA_GRANT)?;
             let mut attributes = transaction.attributes(inode)?;
@@ -91,7 +99,7 @@ impl Tree {
                 }
                 _ => {}
             }
-            transaction.put(key, Value::Xattr(Xattr::Inline(value.to_vec())));
+            transaction.put(key, Value::Xattr(kept));
             attributes.ctime = transaction.now;
             transaction.set_attributes(inode, attributes);
             if name == CAPABILITY

@@ -11,6 +11,7 @@ use img_proto::Class;
 use img_seal::Reference;
 use imgd::mount::{MountConfig, Mounted};
 use imgd::tree::{Fetching, OwnerMapping, Source, SourceError, Tree, TreeConfig, Wanted};
+use rustix::io::Errno;
 use tokio::runtime::Runtime;
 
 /// A home without objects.
@@ -30,6 +31,14 @@ impl Source for Nothing {
 
     fn fetch<'a>(&'a self, _wanted: &'a Wanted, _class: Class) -> Fetching<'a> {
         Box::pin(async { Err(SourceError::Failed("there are no objects here".into())) })
+    }
+
+    fn keep(&self, _value: &[u8]) -> Result<Reference, Errno> {
+        Err(Errno::NOSPC)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        Ok(())
     }
 }
 

@@ -1,18 +1,21 @@
 //! The worker's way from a cut to a commit.
 
+use std::sync::Arc;
+
 use img_lease::holder::Kind as LeaseKind;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
-use super::{Streaming, Worker};
+use super::{TRIM_AFTER, Worker, disk_full};
 use crate::checkouts::CommitRequest;
 use crate::checkouts::work::{self, CommitError, CommitJob};
 use crate::commits::OpenCommit;
 use crate::error::ApiError;
 use crate::keeper::KeeperError;
 use crate::state::Stage;
-use crate::stream::{Settled, UploadError, Uploader};
+use crate::stream::{Settled, UploadError};
+use crate::tree::FreezeError;
 
 /// A commit that somebody wants.
 #[derive(Debug)]
@@ -35,26 +38,25 @@ impl Worker {
         }
     }
 
-    /// Goes on with a commit that was signed before the restart.
+    /// Goes on with a commit that was signed before, and ends the lease that was taken for it alone.
     pub(super) fn resume_commit(&mut self) {
-        let shared = &self.shared;
-        let uploader = Uploader::new(
-            shared.home.clone(),
-            shared.state.clone(),
-            shared.keeper.clone(),
-            self.checkout,
-        );
-        let (generation_max, reporter) = (self.sealed_upto, self.reporter.clone());
-        let task = tokio::spawn(async move {
-            Ok(uploader
-                .resume(generation_max, &reporter)
-                .await?
-                .map(Box::new))
-        });
-        self.streaming = Some(Streaming {
-            generation_max,
-            task,
-        });
+        let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
+        let (image, checkout) = (self.image, self.checkout);
+        let ends_late_lease = self.read_only;
+        self.streaming = Some(tokio::spawn(async move {
+            let settled = shared.uploader(checkout).resume(&reporter).await?;
+            if ends_late_lease {
+                work::end_late_lease(&shared, image, checkout).await?;
+            }
+            Ok(settled.map(|(generation, settled)| (generation, Box::new(settled))))
+        }));
+    }
+
+    /// Whether a signed commit waits, whose outcome is not known: no other may be made before it.
+    pub(super) fn is_written_down(&self) -> bool {
+        let checkout = self.checkout;
+        let pending = block_in_place(|| self.shared.state.now(|db| db.pending_commit(checkout)));
+        !matches!(pending, Ok(None))
     }
 
     /// Wants whatever no commit contains, for a release.
@@ -72,12 +74,17 @@ impl Worker {
                     });
                 }
             }
-            Err(error) => tracing::warn!(%error, "the last checkpoint waits"),
+            Err(FreezeError::Unsealed) => tracing::debug!("the last checkpoint waits for a seal"),
+            Err(error) => {
+                tracing::warn!(%error, "the last checkpoint waits");
+                let told = disk_full(&error);
+                self.answer_release(|| Err(told.clone()));
+            }
         }
     }
 
     /// Starts the next commit, if one is wanted and its generation is sealed.
-    pub(super) async fn start_commit(&mut self) {
+    pub(super) fn start_commit(&mut self) {
         if self.streaming.is_some() || self.stage == Stage::Discarding {
             return;
         }
@@ -90,6 +97,10 @@ impl Worker {
             return;
         };
         let (generation_max, mut request) = (wish.generation, wish.request.clone());
+        if self.is_written_down() {
+            self.resume_commit();
+            return;
+        }
         for other in self
             .wishes
             .iter()
@@ -129,10 +140,9 @@ impl Worker {
             request,
             reporter: self.reporter.clone(),
         };
-        self.streaming = Some(Streaming {
-            generation_max,
-            task: tokio::spawn(async move { Ok(Some(Box::new(job.run().await?))) }),
-        });
+        self.streaming = Some(tokio::spawn(async move {
+            Ok(Some((generation_max, Box::new(job.run().await?))))
+        }));
     }
 
     /// What was sealed is what the base has: there is nothing to commit.
@@ -161,11 +171,8 @@ impl Worker {
         self.answer_upto(generation_max, |_| Ok(answer.clone()));
     }
 
-    /// A commit is in history, or there was none to go on with.
-    pub(super) fn committed(&mut self, generation_max: u64, settled: Option<Settled>) {
-        let Some(settled) = settled else {
-            return;
-        };
+    /// A commit is in history.
+    pub(super) fn committed(&mut self, generation_max: u64, settled: Settled) {
         let Settled { commit, sent, .. } = settled;
         let record = commit.record();
         let renamed = self.shared.name(self.image);
@@ -184,6 +191,7 @@ impl Worker {
         });
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
         self.base = Some(commit);
+        self.untrimmed = TRIM_AFTER;
         self.set_problem(None);
         self.forget_upto(generation_max);
         self.answer_upto(generation_max, |_| Ok(answer.clone()));

@@ -119,10 +119,7 @@ impl Worker {
 
     fn discard(&mut self) {
         if let Some(streaming) = self.streaming.take() {
-            streaming.task.abort();
-        }
-        if let Some(sealing) = self.sealing.take() {
-            sealing.abort();
+            streaming.abort();
         }
         for wish in std::mem::take(&mut self.wishes) {
             if let Some(committed) = wish.committed {
@@ -162,7 +159,8 @@ impl Worker {
                 }
                 settled && self.wishes.is_empty() && !self.is_unsaved()
             }
-            Stage::Discarding => true,
+            // What a seal still puts into the outbox is to be removed too.
+            Stage::Discarding => self.sealing.is_none(),
         };
         if !is_due || self.farewell.is_some() || self.farewell_again.is_some() {
             return;

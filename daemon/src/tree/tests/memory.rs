@@ -14,6 +14,7 @@ use img_seal::{HomeSecret, KeyRing, Reference, Sealed};
 use img_types::KeyEpoch;
 use img_types::limits::{BLOCK_SIZE, INLINE_LEN_MAX};
 use img_types::object::ObjectKind;
+use rustix::io::Errno;
 
 use super::super::durable::Closed;
 use super::super::source::{Fetching, Source, SourceError, Wanted};
@@ -32,6 +33,8 @@ struct Objects {
     nodes_at_hand: BTreeMap<Reference, Arc<Node>>,
     blocks_at_hand: BTreeMap<Reference, Bytes>,
     away: bool,
+    /// Whether something was kept since the last sync.
+    unsynced: bool,
 }
 
 /// A home that answers when it is told to.
@@ -61,6 +64,11 @@ impl Memory {
     /// Cuts or mends the way to what is not at hand.
     pub(super) fn set_away(&self, away: bool) {
         self.objects.lock().unwrap().away = away;
+    }
+
+    /// Whether something was kept and not synced.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.objects.lock().unwrap().unsynced
     }
 
     /// Turns a closed generation into a root.
@@ -189,6 +197,21 @@ impl Source for Memory {
             Ok(())
         })
     }
+
+    fn keep(&self, value: &[u8]) -> Result<Reference, Errno> {
+        let sealed = self.keys.sealer().seal(ObjectKind::Block, value).unwrap();
+        let mut objects = self.objects.lock().unwrap();
+        objects
+            .blocks
+            .insert(sealed.reference, value.to_vec().into());
+        objects.unsynced = true;
+        Ok(sealed.reference)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        self.objects.lock().unwrap().unsynced = false;
+        Ok(())
+    }
 }
 
 impl NodeSource for Slow {
@@ -211,6 +234,14 @@ impl Source for Slow {
                 .map_err(|_| SourceError::Away)?;
             self.memory.fetch(wanted, class).await
         })
+    }
+
+    fn keep(&self, value: &[u8]) -> Result<Reference, Errno> {
+        self.memory.keep(value)
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        self.memory.sync()
     }
 }
 

@@ -1,13 +1,16 @@
 //! Single cases that have names.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use img_index::{FileKind, Inode};
+use img_overlay::GenerationId;
 use rustix::io::Errno;
 
-use super::super::{Access, Failure, FreezeError, NewInode, OwnerMapping, Tree};
+use super::super::{Access, Failure, FreezeError, NewInode, OwnerMapping, SetXattr, Tree};
 use super::{Place, config};
+use crate::arena::Arena;
 
 fn file(place: &Place, name: &str) -> Inode {
     let new = NewInode {
@@ -21,6 +24,83 @@ fn file(place: &Place, name: &str) -> Inode {
         .run(|tree| tree.make(Inode::ROOT, name.as_bytes(), new))
         .unwrap()
         .inode
+}
+
+#[test]
+fn a_warm_tree_makes_a_file_while_the_home_is_away() {
+    let mut place = Place::new();
+    for number in 0..2_000 {
+        file(&place, &format!("a rather long name of a file {number}"));
+    }
+    assert!(place.freeze());
+    place.seal();
+    place.memory.forget();
+    place.crash();
+    place.runtime.block_on(place.tree().warm_up());
+    place.memory.set_away(true);
+    let new = NewInode {
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+    };
+    let made = place.tree().make(Inode::ROOT, b"new", new).unwrap();
+    let missing = place.tree().xattr(made.inode, b"security.capability");
+    assert_eq!(missing, Err(Failure::Refused(Errno::NODATA)));
+}
+
+#[test]
+fn a_large_attribute_is_durable_before_the_journal_names_it() {
+    let mut place = Place::new();
+    let inode = file(&place, "file");
+    let value = img_testkit::bytes(1, 65_536);
+    let set = |place: &Place, value: &[u8]| {
+        place.run(|tree| tree.set_xattr(inode, b"user.large", value, SetXattr::Any))
+    };
+    set(&place, &value).unwrap();
+    assert!(place.memory.is_unsynced());
+    let named = |place: &Place| place.tree().with_values_kept(BTreeSet::len);
+    assert_eq!(named(&place), 1);
+    place.sync();
+    assert!(!place.memory.is_unsynced());
+    let read = |place: &Place| place.run(|tree| tree.xattr(inode, b"user.large"));
+    assert_eq!(read(&place), Ok(value.clone()));
+    place.crash();
+    assert_eq!(named(&place), 1, "what keeps it is known after a crash");
+    assert_eq!(read(&place), Ok(value.clone()));
+    assert!(place.freeze());
+    assert_eq!(named(&place), 1);
+    place.seal();
+    assert_eq!(named(&place), 0, "the root keeps it now");
+    assert_eq!(read(&place), Ok(value));
+    assert_eq!(set(&place, &[1; 65_537]), Err(Errno::TOOBIG));
+}
+
+#[test]
+fn a_journal_whose_arena_is_missing_or_cut_is_refused() {
+    let place = Place::new();
+    let inode = file(&place, "file");
+    place
+        .run(|tree| tree.write(inode, 0, &[1; 10_000], false))
+        .unwrap();
+    place.sync();
+    let recover = || {
+        let tree = Tree::recover(
+            &place.dir(),
+            config(),
+            place.source(),
+            place.runtime.handle(),
+        );
+        tree.map(drop).unwrap_err().to_string()
+    };
+    let arena = Arena::path(&place.dir(), GenerationId(1));
+    let whole = std::fs::read(&arena).unwrap();
+    std::fs::write(&arena, &whole[..9_999]).unwrap();
+    assert!(recover().contains("ends before"), "{}", recover());
+    std::fs::remove_file(&arena).unwrap();
+    assert!(recover().contains("arena of generation 1"), "{}", recover());
+    assert!(!arena.exists(), "nothing is made in its place");
 }
 
 #[test]
