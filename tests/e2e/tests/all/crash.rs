@@ -96,12 +96,24 @@ fn a_killed_home_has_lost_no_commit() -> Result<()> {
         hasher.update(&round.to_le_bytes());
         hasher.finalize_xof().fill(&mut content);
         fs::write(mount.join(format!("round-{round}")), content)?;
+        let message = round.to_string();
+        let args = ["commit", "work", "-m", &message, "--json"];
         std::thread::scope(|scope| {
-            let commit = scope.spawn(|| a.json(&["commit", "work", "-m", &round.to_string()]));
+            let commit = scope.spawn(|| a.imgctl(&args));
             std::thread::sleep(moment(round));
             world.home.kill()?;
             world.home.start()?;
-            commit.join().expect("the commit does not panic")
+            let outcome = commit.join().expect("the commit does not panic")?;
+            // On a busy machine imgctl may have stopped waiting; the commit goes on by itself.
+            ensure!(
+                matches!(outcome.code, Some(0 | 6)),
+                "round {round}: {outcome}"
+            );
+            e2e::wait_for("the commit", || {
+                let status = a.status("work")?;
+                let done = status["checkpoints_local"] == 0 && status["streaming"].is_null();
+                Ok((done && status["durable_home"] == status["durable_local"]).then_some(()))
+            })
         })?;
     }
     let log = a.json(&["log", "work"])?;
