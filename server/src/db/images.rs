@@ -28,8 +28,15 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// No lease lapses for one online ttl after a start: nobody could renew before it.
-    fn grace(&self) -> Grace {
+    /// A lease of before the start does not lapse for one online ttl after it: its holder could not renew
+    /// while the home was down. Whoever was granted or renewed since then needs no grace.
+    ///
+    /// A lease with nothing left that has not lapsed is one that this grace holds.
+    fn grace(&self, lease: &Lease, as_of: RunningMillis) -> Grace {
+        let ends = as_of.plus(lease.remaining_ms);
+        if lease.remaining_ms > 0 && ends.0 > self.started.plus(lease.ttl_ms).0 {
+            return Grace::over();
+        }
         let ttl_ms = u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX);
         Grace::begin(ttl_ms).after(self.now.since(self.started))
     }
@@ -172,8 +179,11 @@ async fn one(
         staged: staged.iter().map(|(staged, _)| *staged).collect(),
         tombstone_ms: row.number_opt(8)?,
     };
-    let elapsed = moment.now.since(RunningMillis(row.number(9)?));
-    let state = grantor::tick(&state, moment.incarnation, elapsed, moment.grace());
+    let as_of = RunningMillis(row.number(9)?);
+    let lease = state.lease.as_ref();
+    let grace = lease.map_or(Grace::over(), |lease| moment.grace(lease, as_of));
+    let elapsed = moment.now.since(as_of);
+    let state = grantor::tick(&state, moment.incarnation, elapsed, grace);
     let kept = |checkout: &CheckoutId| state.staged_by(checkout).is_some();
     Ok(Some(Image {
         descriptor: row.bytes(2)?,

@@ -128,11 +128,11 @@ async fn a_lapse_without_a_rival_is_no_loss() {
     let (home, first) = TestHome::founded().await;
     let second = home.second(&first).await;
     let (draft, head, token) = image(&home, &first, 1).await;
-    // No lapse within the grace after the start.
-    home.advance_clock(TERMS.ttl_ms + 1);
+    home.advance_clock(TERMS.ttl_ms - 1_000);
     let refused = acquire(&second, draft.image, None).await;
     assert!(matches!(refused, Err(Refusal::Leased(_))));
-    home.advance_clock(u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap());
+    // Granted after the start: no grace.
+    home.advance_clock(1_000);
     let Ok(Answer::Leases { images }) = second.call(Call::Leases { device: None }).await else {
         panic!("no leases");
     };
@@ -178,6 +178,11 @@ async fn a_restart_keeps_leases_and_starts_a_grace() {
     let next = tree(2, 1, 2);
     let draft = draft.after(head, next.root, token);
     commit(&home, &first, &draft, &next).await.unwrap();
+    // The grace outlives other changes of the image, and ends.
+    let refused = acquire(&second, draft.image, None).await;
+    assert!(matches!(refused, Err(Refusal::Leased(_))));
+    home.advance_clock(u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap());
+    acquire(&second, draft.image, None).await.unwrap();
 }
 
 #[tokio::test]
