@@ -91,7 +91,7 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
     };
     let mounts = row.stage == Stage::Open;
     let holder = shared.keeper.holder(checkout);
-    let row_leases_late = row.read_only && holder.is_some_and(|holder| holder.token().is_some());
+    let has_late_lease = row.read_only && holder.is_some_and(|holder| holder.token().is_some());
     let beginning = Beginning {
         shared: Arc::clone(shared),
         row,
@@ -100,7 +100,7 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         base,
         checkpoints,
         reporter: Reporter::new(Phase::Mount),
-        pending: pending.is_some() || row_leases_late,
+        pending: pending.is_some() || has_late_lease,
     };
     let checkout = begin(beginning, false)?;
     if mounts && let Err(error) = checkout.mount_again().await {

@@ -219,11 +219,15 @@ pub(super) async fn end_late_lease(
     image: ImageId,
     checkout: CheckoutId,
 ) -> Result<(), CommitError> {
+    let row = shared.state.with(move |db| db.checkout(checkout)).await;
+    let keeps_none = row
+        .map_err(CallError::from)?
+        .is_some_and(|row| row.read_only);
     let holder = shared.keeper.holder(checkout);
     let Some(tenure) = holder.as_ref().and_then(|holder| holder.tenure()) else {
         return Ok(());
     };
-    if tenure.before == Some(Before::ReadOnly) {
+    if keeps_none && tenure.before == Some(Before::ReadOnly) {
         give_back(shared, image, checkout, tenure.token).await?;
         let event = LeaseEvent::GivenBack;
         shared.keeper.apply(checkout, event).await?;

@@ -84,8 +84,6 @@ pub(super) struct Worker {
     pub(super) descriptor: OpenDescriptor,
     pub(super) terms: LeaseTerms,
     pub(super) stage: Stage,
-    /// Whether a lease is only ever taken for one commit.
-    pub(super) read_only: bool,
     /// Nothing where only the lease is left to be given back.
     pub(super) tree: Option<Arc<Tree>>,
     pub(super) mounted: Option<Mounted>,
@@ -162,7 +160,6 @@ impl Worker {
             descriptor: beginning.descriptor,
             terms: row.terms,
             stage: row.stage,
-            read_only: row.read_only,
             tree: beginning.tree,
             mounted: None,
             base: beginning.base,

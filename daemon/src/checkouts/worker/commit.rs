@@ -42,12 +42,9 @@ impl Worker {
     pub(super) fn resume_commit(&mut self) {
         let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
         let (image, checkout) = (self.image, self.checkout);
-        let ends_late_lease = self.read_only;
         self.streaming = Some(tokio::spawn(async move {
             let settled = shared.uploader(checkout).resume(&reporter).await?;
-            if ends_late_lease {
-                work::end_late_lease(&shared, image, checkout).await?;
-            }
+            work::end_late_lease(&shared, image, checkout).await?;
             Ok(settled.map(|(generation, settled)| (generation, Box::new(settled))))
         }));
     }
