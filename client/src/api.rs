@@ -157,10 +157,11 @@ impl Lines {
             if self.buffer.len() > LINE_LEN_MAX {
                 return Err(broken("a line of its answer is too long"));
             }
-            let Some(frame) = self.body.frame().await else {
+            // A connection that breaks says the same as one that ends: the daemon is gone.
+            let Some(Ok(frame)) = self.body.frame().await else {
                 return Ok(None);
             };
-            if let Ok(data) = frame.map_err(broken)?.into_data() {
+            if let Ok(data) = frame.into_data() {
                 self.buffer.extend_from_slice(&data);
             }
         }
