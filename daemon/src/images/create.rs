@@ -3,6 +3,7 @@
 //! An import that ends early leaves an image without a commit, which nobody sees; asked for again it starts anew,
 //! and finds at home what had arrived.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,10 +56,18 @@ impl Images {
         reporter: &Reporter,
     ) -> Result<Json, ApiError> {
         if let Some(from) = &request.from {
-            std::fs::symlink_metadata(from).map_err(|error| {
+            let source = std::fs::metadata(from).map_err(|error| {
                 let message = format!("{} cannot be read: {error}.", from.display());
                 ApiError::not_found(message, "Say what to import with --from PATH.")
             })?;
+            // Opening a pipe would wait for whoever writes to it, perhaps for ever.
+            let kind = source.file_type();
+            if !(kind.is_dir() || kind.is_file() || kind.is_block_device()) {
+                return Err(ApiError::usage(format!(
+                    "{} is no folder, file or block device.",
+                    from.display()
+                )));
+            }
         }
         let name = request.name.as_str().to_owned();
         let importing = self.begin_image(&name).await?;

@@ -14,6 +14,10 @@ fn mistakes_get_the_right_exit_code_and_leave_nothing_behind() -> Result<()> {
     let file = world.path("empty.raw");
     fs::write(&file, "")?;
     let file = file.to_str().context("UTF-8")?;
+    let pipe = world.path("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0)?;
+    let pipe = pipe.to_str().context("UTF-8")?;
     let full = world.path("full");
     fs::create_dir(&full)?;
     fs::write(full.join("x"), "x")?;
@@ -25,6 +29,7 @@ fn mistakes_get_the_right_exit_code_and_leave_nothing_behind() -> Result<()> {
         (2, &["create", "vm"]),
         (3, &["create", "new", "--from", "/no/such/path"]),
         (2, &["create", "new", "--from", file, "--as", "disk"]),
+        (2, &["create", "new", "--from", pipe]),
         (3, &["checkout", "nothing"]),
         (2, &["checkout", "vm", full]),
         (2, &["checkout", "vm", "--lease", "soon"]),
