@@ -125,6 +125,8 @@ struct Extensions {
     mtime: Option<Timestamp>,
     /// Whether every record could be read: not those whose value holds a line break.
     is_whole: bool,
+    /// Whether the content is a map of a sparse file and its pieces, which is not read here.
+    is_sparse: bool,
     xattrs: Xattrs,
 }
 
@@ -151,6 +153,11 @@ impl TarReader<'_, '_> {
             };
             return Ok(self.feed.skip(&path, reason)?);
         };
+        if extensions.is_sparse {
+            let reason =
+                "is a sparse file in pax form; make the tar with --format=gnu, or without --sparse";
+            return Ok(self.feed.skip(&path, reason)?);
+        }
         if !extensions.is_whole {
             let reason = "without an extended attribute whose value holds a line break";
             self.feed.skip(&path, reason)?;
@@ -347,6 +354,7 @@ fn extensions_of<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Extensions> {
     let mut extensions = Extensions {
         mtime: None,
         is_whole: true,
+        is_sparse: false,
         xattrs: Vec::new(),
     };
     let Some(records) = entry.pax_extensions()? else {
@@ -362,6 +370,8 @@ fn extensions_of<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Extensions> {
             extensions.mtime = std::str::from_utf8(value).ok().and_then(time_of);
         } else if let Some(name) = name.strip_prefix(b"SCHILY.xattr.") {
             extensions.xattrs.push((name.to_vec(), value.to_vec()));
+        } else if name.starts_with(b"GNU.sparse.") {
+            extensions.is_sparse = true;
         }
     }
     Ok(extensions)

@@ -304,3 +304,24 @@ fn an_import_ends_when_it_is_told_to_or_its_sink_closes() {
     );
     assert!(matches!(cancelled, ImportError::Cancelled), "{cancelled}");
 }
+
+#[test]
+fn a_sparse_member_in_pax_form_is_left_out_and_named_instead_of_read_wrongly() {
+    let dir = tempfile::tempdir().unwrap();
+    let sparse = std::fs::File::create(dir.path().join("sparse")).unwrap();
+    sparse.set_len(1 << 20).unwrap();
+    sparse.write_all_at(b"island", 1 << 19).unwrap();
+    std::fs::write(dir.path().join("plain"), "text").unwrap();
+    let tar = dir.path().join("a.tar");
+    let made = std::process::Command::new("tar")
+        .args(["--sparse", "--format=posix", "-cf"])
+        .arg(&tar)
+        .args(["-C", dir.path().to_str().unwrap(), "sparse", "plain"])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let imported = imported(&tar, &Kept::default());
+    assert_eq!(imported.files, 1);
+    assert_eq!(imported.skipped.len(), 1);
+    assert!(imported.skipped[0].reason.contains("sparse"));
+}
