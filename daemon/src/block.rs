@@ -41,13 +41,16 @@ pub fn load_block(objects: &Objects, extent: &Extent) -> Result<Option<Bytes>, F
 }
 
 /// The objects that an extent names, base first, as often as it names them.
-fn references(extent: &Extent) -> impl Iterator<Item = &Reference> {
+pub(crate) fn references(extent: &Extent) -> impl Iterator<Item = &Reference> {
     let patches = extent.patches.iter().map(|part| &part.reference);
     extent.base.iter().chain(patches)
 }
 
 /// Lays the opened parts of an extent over each other; `parts` come in the extent's order.
-fn assemble(extent: &Extent, parts: Vec<Bytes>) -> Result<Bytes, FetchError> {
+///
+/// # Errors
+/// A part is not what the extent says.
+pub(crate) fn assemble(extent: &Extent, parts: Vec<Bytes>) -> Result<Bytes, FetchError> {
     let mut parts = parts.into_iter();
     let base = match &extent.base {
         Some(_) => parts.next().unwrap_or_default(),

@@ -1,8 +1,8 @@
 //! Puts a block together from its base and its patches, if all of them are in memory.
 
 use bytes::Bytes;
-use img_index::{Extent, Patch};
-use img_types::limits::BLOCK_SIZE;
+use img_index::Extent;
+use img_seal::Reference;
 use rustix::io::Errno;
 
 use super::source::{Source, Wanted};
@@ -14,40 +14,24 @@ use super::view::Failure;
 /// The base or a patch is not in memory, or a patch is malformed (EIO).
 pub(super) fn assemble(source: &dyn Source, extent: &Extent) -> Result<Bytes, Failure> {
     let mut wanted = Wanted::default();
-    let mut take = |reference| {
+    let mut take = |reference: &Reference| {
         let content = source.block(reference);
         if content.is_none() {
             wanted.blocks.push(*reference);
         }
         content
     };
-    let base = extent.base.as_ref().map(&mut take);
-    let patches: Vec<_> = extent
-        .patches
-        .iter()
-        .map(|part| (part.section, take(&part.reference)))
-        .collect();
+    let parts: Vec<_> = crate::block::references(extent).map(&mut take).collect();
     if !wanted.is_empty() {
         return Err(Failure::Absent(wanted));
     }
-    let base = base.flatten().unwrap_or_default();
-    if patches.is_empty() {
-        return Ok(base);
+    let mut parts: Vec<Bytes> = parts.into_iter().flatten().collect();
+    if extent.patches.is_empty() {
+        // The zeros behind it are the reader's business, and a copy less.
+        return Ok(parts.pop().unwrap_or_default());
     }
-    let mut block: Box<[u8; BLOCK_SIZE]> = vec![0; BLOCK_SIZE]
-        .try_into()
-        .expect("the vector has exactly this length");
-    block
-        .get_mut(..base.len())
-        .ok_or(Errno::IO)?
-        .copy_from_slice(&base);
-    for (section, content) in patches {
-        let content = content.unwrap_or_default();
-        let applied = Patch::decode(&content).and_then(|patch| patch.apply(section, &mut block));
-        applied.map_err(|error| {
-            tracing::error!(%error, "a patch is malformed");
-            Errno::IO
-        })?;
-    }
-    Ok(Bytes::from(block as Box<[u8]>))
+    crate::block::assemble(extent, parts).map_err(|error| {
+        tracing::error!(%error, "a block cannot be put together");
+        Errno::IO.into()
+    })
 }
