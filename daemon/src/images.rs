@@ -64,14 +64,13 @@ impl Images {
     /// # Errors
     /// The home refused, or shows something that does not verify.
     pub async fn list(&self) -> Result<Listing, ApiError> {
-        let (rows, stale) = match self.home.ask(Call::Images).await {
-            Ok(Answer::Images { images }) => {
+        let (rows, stale) = match self.listed().await {
+            Ok(images) => {
                 let rows = images.clone();
                 let kept = self.state.with(move |db| db.set_images(&images)).await;
                 kept.map_err(ApiError::failed)?;
                 (rows, false)
             }
-            Ok(_) => return Err(self.explain(&CallError::Protocol("no list of images"), "")),
             Err(CallError::Away) => {
                 let rows = self.state.with(|db| db.images()).await;
                 (rows.map_err(ApiError::failed)?, true)
@@ -84,6 +83,28 @@ impl Images {
         }
         images.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(Listing { images, stale })
+    }
+
+    /// All pages of the home's list.
+    async fn listed(&self) -> Result<Vec<ImageRow>, CallError> {
+        let mut rows: Vec<ImageRow> = Vec::new();
+        loop {
+            let after = rows.last().map(|row| row.image);
+            let Answer::Images { images, more } = self.home.ask(Call::Images { after }).await?
+            else {
+                return Err(CallError::Protocol("no list of images"));
+            };
+            // A home that repeats itself or never ends would be asked for ever.
+            let onward = images.first().is_some_and(|row| Some(row.image) > after);
+            let ends = !more;
+            rows.extend(images);
+            if ends {
+                return Ok(rows);
+            }
+            if !onward || rows.len() > LISTED_MAX {
+                return Err(CallError::Protocol("no end of the list of images"));
+            }
+        }
     }
 
     /// One image, as the home shows it now.
@@ -307,3 +328,6 @@ pub fn unverified(error: &RecordError) -> ApiError {
         "Ask whoever runs the home; `imgctl doctor` checks this device.",
     )
 }
+
+/// Most images of one home that a device lists.
+const LISTED_MAX: usize = 100_000;

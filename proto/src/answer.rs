@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use img_types::{
     CheckoutId, CommitId, DeviceId, Epoch, ImageId, Instance, InviteId, LeaseMode, ObjectId, Seq,
-    Token, UploadId,
+    Token, UploadId, WallMillis,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,8 @@ pub enum Answer {
     Images {
         /// One row each.
         images: Vec<ImageRow>,
+        /// Whether others follow behind the last one.
+        more: bool,
     },
     /// A lease was granted.
     Granted {
@@ -135,12 +137,42 @@ pub enum Answer {
         object_bytes: u64,
         /// Packs.
         packs: u64,
+        /// Commits that are kept for read-only checkouts.
+        pins: u64,
     },
     /// Leases held.
     Leases {
         /// One row for each image that has a lease.
         images: Vec<ImageRow>,
+        /// Whether others follow behind the last one.
+        more: bool,
     },
+    /// What was refused or taken by force, newest first.
+    Audit {
+        /// The entries.
+        entries: Vec<AuditRow>,
+        /// Whether older ones are kept.
+        more: bool,
+    },
+}
+
+/// A call that was refused, or that took something by force. It proves nothing: it is in no chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// Grows with every entry.
+    pub number: u64,
+    /// The home's wall clock; information only.
+    pub time: WallMillis,
+    /// Who called, if the key was ever on the roster.
+    pub device: Option<DeviceId>,
+    /// The image concerned, if one.
+    pub image: Option<ImageId>,
+    /// The call's name.
+    pub call: String,
+    /// Why it was refused; nothing for what was taken by force.
+    pub refusal: Option<String>,
+    /// The sealed reason of a steal; empty otherwise.
+    pub reason: Bytes,
 }
 
 /// An image as the home knows it.

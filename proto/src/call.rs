@@ -109,8 +109,11 @@ pub enum Call {
         answer: Option<Bytes>,
     },
 
-    /// Lists the live images.
-    Images,
+    /// Lists the live images in the order of their ids, one page after the other.
+    Images {
+        /// Begin behind this image, or at the first one.
+        after: Option<ImageId>,
+    },
     /// Makes an image without a commit and grants its first lease to the caller.
     CreateImage {
         /// The signed descriptor.
@@ -303,10 +306,18 @@ pub enum Call {
         /// What is asked.
         command: AdminCommand,
     },
-    /// Lists who is connected and what each device holds.
+    /// Lists the images that have a lease, in the order of their ids, one page after the other.
     Leases {
         /// Only this device's, or everybody's.
         device: Option<DeviceId>,
+        /// Begin behind this image, or at the first one.
+        after: Option<ImageId>,
+    },
+    /// Shows a member's home a receipt of its own. If it is of the home's present incarnation and its log
+    /// does not have it, the home was restored without anybody saying so, and begins a new incarnation.
+    ShowReceipt {
+        /// The signed receipt.
+        receipt: Bytes,
     },
 }
 
@@ -315,6 +326,13 @@ pub enum Call {
 pub enum AdminCommand {
     /// Figures of the object store and the database.
     Usage,
+    /// What was refused or taken by force, newest first.
+    Audit {
+        /// Start below this number, or at the newest.
+        before: Option<u64>,
+        /// Most entries wanted.
+        limit: u32,
+    },
 }
 
 impl Call {

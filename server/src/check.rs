@@ -76,6 +76,8 @@ pub struct Usage {
     pub object_bytes: u64,
     /// Packs.
     pub packs: u64,
+    /// Commits that are kept for read-only checkouts.
+    pub pins: u64,
     /// Free bytes of the spool's disk, above what is kept in reserve.
     pub free_bytes: u64,
 }
@@ -91,6 +93,7 @@ pub async fn usage(places: &Places) -> Result<Usage, OpenError> {
         objects,
         object_bytes,
         packs,
+        pins,
     } = figures(&mut connection).await?;
     let free = rustix::fs::statvfs(places.folder.spool())
         .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
@@ -99,6 +102,7 @@ pub async fn usage(places: &Places) -> Result<Usage, OpenError> {
         objects,
         object_bytes,
         packs,
+        pins,
         free_bytes: free.saturating_sub(DISK_RESERVE),
     })
 }

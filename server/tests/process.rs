@@ -219,7 +219,7 @@ async fn whatever_was_acknowledged_survives_kill_9_at_any_moment() {
         // Sometimes before it arrives, sometimes before it is answered, sometimes after.
         let until = async {
             for _ in 0..round % 4 {
-                call(&connection, Call::Images).await;
+                call(&connection, Call::Images { after: None }).await;
             }
         };
         let answered = tokio::select! {

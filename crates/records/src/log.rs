@@ -23,11 +23,11 @@ const CONTEXT: &str = "imgctl log v1";
 pub enum LogKind {
     /// The head moved; subject: the commit.
     Commit,
-    /// A lease was granted; subject: the checkout.
+    /// A lease was granted; subject: the checkout that holds it from then on.
     Grant,
-    /// A lease was taken over; subject: the new holder's checkout.
+    /// A lease was taken by force, also by deleting the image; subject: the checkout that lost it.
     Steal,
-    /// A lease was given back; subject: the checkout.
+    /// A lease was given back; subject: the checkout that had it.
     Release,
     /// The head moved to commits that were given back; subject: the new head.
     Readmit,

@@ -60,6 +60,9 @@ pub const DEVICES_MAX: usize = 200;
 pub const IDS_PER_REQUEST_MAX: usize = 1_024;
 /// Records in one answer that lists.
 pub const RECORDS_PER_REPLY_MAX: usize = 256;
+/// Checkouts that may have something staged upon one image: with records of the largest kind, an image
+/// still fits one reply.
+pub const STAGED_PER_IMAGE_MAX: usize = 32;
 /// Bytes after which the home syncs its spool and acknowledges an upload.
 pub const UPLOAD_SYNC_BYTES: u64 = 8 * 1024 * 1024;
 /// Time after which the home syncs its spool and acknowledges an upload.
@@ -120,3 +123,6 @@ pub const CACHE_LEN_DEFAULT: u64 = 20 * 1024 * 1024 * 1024;
 /// Free space below which the home takes no more uploads, and a device no more writes: commits and
 /// seals of what was accepted still fit.
 pub const DISK_RESERVE: u64 = 256 * 1024 * 1024;
+/// Free space that a device's cache leaves when it takes what can be fetched again: the reserve, and as much again
+/// for writes that must not wait for an eviction.
+pub const CACHE_FREE_MIN: u64 = 2 * DISK_RESERVE;

@@ -46,6 +46,7 @@ fn checkpoint(number: u8) -> CheckpointRow {
         freeze_us: 2,
         dirty_bytes: 3,
         message: "cut".into(),
+        wish: None,
     }
 }
 
@@ -122,7 +123,7 @@ fn a_grant_takes_effect_together_with_its_request() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     let id = RequestId::from_bytes([7; 32]);
-    let call = Call::Images;
+    let call = Call::Images { after: None };
     state.now(|db| db.add_checkout(&row())).unwrap();
     state
         .now(|db| db.journal_request(&JournaledRequest { id, call }))
@@ -180,6 +181,77 @@ fn a_commit_ends_the_checkpoints_it_contains() {
     assert_eq!((found.sealed_bytes, found.sent_bytes), (10, 20));
     state.now(|db| db.remove_checkout(checkout)).unwrap();
     assert!(state.now(|db| db.checkpoints(checkout)).unwrap().is_empty());
+}
+
+#[test]
+fn a_wanted_commit_is_wanted_after_a_restart_until_it_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    let wish = CommitRequest {
+        message: "first day".into(),
+        keep: true,
+        ..CommitRequest::default()
+    };
+    let wanted = CheckpointRow {
+        wish: Some(wish.clone()),
+        ..checkpoint(1)
+    };
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    state.now(|db| db.add_checkpoint(&wanted)).unwrap();
+    state.now(|db| db.add_checkpoint(&checkpoint(2))).unwrap();
+    state.now(|db| db.wish_for([2; 32], &wish)).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    let wishes = |state: &State| {
+        let rows = state.now(|db| db.checkpoints(checkout)).unwrap();
+        rows.into_iter().map(|row| row.wish).collect::<Vec<_>>()
+    };
+    assert_eq!(wishes(&state), [Some(wish.clone()), Some(wish)]);
+    state.now(|db| db.drop_wishes(checkout)).unwrap();
+    assert_eq!(wishes(&state), [None, None]);
+}
+
+#[test]
+fn the_newest_ended_checkouts_are_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let closed = |number: u8| ClosedCheckout {
+        name: format!("vm{number}"),
+        dir: format!("/mnt/{number}").into(),
+        head: Some(CommitId::from_bytes([number; 32])),
+    };
+    for number in 0..=100 {
+        state.now(|db| db.add_checkout(&row())).unwrap();
+        state
+            .now(|db| db.close_checkout(row().checkout, &closed(number)))
+            .unwrap();
+    }
+    assert_eq!(state.now(|db| db.checkouts()).unwrap(), []);
+    let find = |name: Option<&str>, dir: Option<&str>| {
+        state
+            .now(|db| db.closed_checkout(name, dir.map(Path::new)))
+            .unwrap()
+    };
+    assert_eq!(find(Some("vm0"), None), None);
+    assert_eq!(find(Some("vm7"), None), Some(closed(7)));
+    assert_eq!(find(None, Some("/mnt/100")), Some(closed(100)));
+}
+
+#[test]
+fn a_folder_of_the_version_before_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    let back = "DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
+    state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    state.now(|db| db.add_checkpoint(&checkpoint(1))).unwrap();
+    assert_eq!(
+        state.now(|db| db.checkpoints(row().checkout)).unwrap(),
+        [checkpoint(1)]
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use img_lease::grantor::{self, History};
 use img_lease::{Effect, Proposal, Terms};
 use img_proto::{Answer, Refusal};
 use img_records::{Receipt, Roster, Signed, SignedDescriptor, SignedReceipt, SigningSecret};
+use img_types::limits::STAGED_PER_IMAGE_MAX;
 use img_types::{CheckoutId, Epoch, ImageId, ObjectId, Token};
 
 use super::image;
@@ -44,6 +45,9 @@ pub(super) async fn stage(context: &mut Context<'_>, proposed: &Proposed) -> Res
     let Some(effect) = effect.map_err(refused)? else {
         return Ok(Answer::Done);
     };
+    if effect.image.staged.len() > STAGED_PER_IMAGE_MAX {
+        return Err(Refusal::OverLimit("staged records of one image".to_owned()).into());
+    }
     check_complete(context, proposal.root).await?;
     context.apply(&effect).await?;
     if let Some(staged) = effect.image.staged_by(&proposal.checkout) {

@@ -189,8 +189,10 @@ async fn append_entry(tx: &mut Tx, entry: &SignedRosterEntry) -> Result<(), Stop
 
 async fn end_leases(tx: &mut Tx, device: DeviceId) -> Result<(), Stop> {
     let moment = tx.moment()?;
-    for image in images::load_live(tx.sql(), moment).await? {
-        if let Some(effect) = grantor::revoke(&image.state, device) {
+    for image in images::leased(tx, Some(device)).await? {
+        if let Some(image) = images::load(tx.sql(), moment, image).await?
+            && let Some(effect) = grantor::revoke(&image.state, device)
+        {
             effects::apply(tx, &effect, device).await?;
         }
     }

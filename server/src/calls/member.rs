@@ -26,8 +26,8 @@ pub(super) async fn answer(
         Call::Roster { from } => enrol::roster(home, from).await,
         Call::PendingJoins => wait::pending_joins(home, daemon.device).await,
         Call::Watch { after } => wait::watch(home, after).await,
-        Call::Images => read::images(home).await,
-        Call::Leases { device } => read::leases(home, device).await,
+        Call::Images { after } => read::images(home, after).await,
+        Call::Leases { device, after } => read::leases(home, device, after).await,
         Call::Log {
             image,
             before,

@@ -17,43 +17,62 @@ use crate::proposal::Proposed;
 /// Room in a reply for everything but its records.
 const REPLY_OVERHEAD: usize = 64 * 1024;
 
-/// The images that have a commit.
-pub(super) async fn images(home: &Arc<Home>) -> Result<Answer, Stop> {
-    let images = list(home, |image| image.state.head.is_some()).await?;
-    Ok(Answer::Images { images })
+/// Images read from the database at a time, with their staged records.
+const IMAGES_PER_READ: u32 = 64;
+
+/// The images that have a commit, from the one behind `after` on.
+pub(super) async fn images(home: &Arc<Home>, after: Option<ImageId>) -> Result<Answer, Stop> {
+    let wanted = |image: &Image| image.state.head.is_some();
+    let (images, more) = list(home, after, wanted).await?;
+    Ok(Answer::Images { images, more })
 }
 
-/// The images that have a lease, of one device or of all.
-pub(super) async fn leases(home: &Arc<Home>, device: Option<DeviceId>) -> Result<Answer, Stop> {
+/// The images that have a lease, of one device or of all, from the one behind `after` on.
+pub(super) async fn leases(
+    home: &Arc<Home>,
+    device: Option<DeviceId>,
+    after: Option<ImageId>,
+) -> Result<Answer, Stop> {
     let wanted = |image: &Image| {
         let holder = image.state.lease.map(|lease| lease.device);
         holder.is_some() && (device.is_none() || device == holder)
     };
-    let images = list(home, wanted).await?;
-    Ok(Answer::Leases { images })
+    let (images, more) = list(home, after, wanted).await?;
+    Ok(Answer::Leases { images, more })
 }
 
-async fn list(home: &Home, wanted: impl Fn(&Image) -> bool) -> Result<Vec<ImageRow>, Stop> {
+/// As many of the wanted images as fit a reply, and whether others follow.
+async fn list(
+    home: &Home,
+    mut after: Option<ImageId>,
+    wanted: impl Fn(&Image) -> bool,
+) -> Result<(Vec<ImageRow>, bool), Stop> {
     let moment = home.moment()?;
     let mut connection = home.db.reads().begin().await?;
-    let mut rows = Vec::new();
-    let mut len = 0;
-    for image in images::load_live(&mut connection, moment).await? {
-        if !wanted(&image) {
-            continue;
+    let mut rows: Vec<ImageRow> = Vec::new();
+    let mut room = REPLY_LEN_MAX - REPLY_OVERHEAD;
+    loop {
+        let read = images::load_live(&mut connection, moment, after, IMAGES_PER_READ).await?;
+        if read.is_empty() {
+            return Ok((rows, false));
         }
-        let head = match image.state.head_commit() {
-            Some(commit) => history::find(&mut connection, commit).await?,
-            None => None,
-        };
-        let row = image.into_row(head.map(|head| head.record));
-        len += row_len(&row);
-        if len > REPLY_LEN_MAX - REPLY_OVERHEAD {
-            return Err(Refusal::OverLimit("images of one home".to_owned()).into());
+        for image in read {
+            after = Some(image.state.image);
+            if !wanted(&image) {
+                continue;
+            }
+            let head = match image.state.head_commit() {
+                Some(commit) => history::find(&mut connection, commit).await?,
+                None => None,
+            };
+            let row = image.into_row(head.map(|head| head.record));
+            match room.checked_sub(row_len(&row)) {
+                Some(left) if rows.len() < RECORDS_PER_REPLY_MAX => room = left,
+                _ => return Ok((rows, true)),
+            }
+            rows.push(row);
         }
-        rows.push(row);
     }
-    Ok(rows)
 }
 
 fn row_len(row: &ImageRow) -> usize {
@@ -148,6 +167,7 @@ pub(super) async fn usage(home: &Arc<Home>) -> Result<Answer, Stop> {
         objects: figures.objects,
         object_bytes: figures.object_bytes,
         packs: figures.packs,
+        pins: figures.pins,
     })
 }
 
@@ -158,6 +178,7 @@ pub(crate) struct Figures {
     pub(crate) objects: u64,
     pub(crate) object_bytes: u64,
     pub(crate) packs: u64,
+    pub(crate) pins: u64,
 }
 
 /// Counts what a home holds.
@@ -166,7 +187,8 @@ pub(crate) async fn figures(connection: &mut sqlx::SqliteConnection) -> sqlx::Re
         "SELECT (SELECT COUNT(*) FROM images WHERE tombstone_ms IS NULL AND head IS NOT NULL), \
          (SELECT COUNT(*) FROM objects), \
          (SELECT CAST(COALESCE(SUM(len), 0) AS BIGINT) FROM objects), \
-         (SELECT COUNT(*) FROM stores WHERE pack IS NOT NULL)",
+         (SELECT COUNT(*) FROM stores WHERE pack IS NOT NULL), \
+         (SELECT COUNT(*) FROM pins)",
     )
     .fetch_one(connection)
     .await?;
@@ -175,5 +197,6 @@ pub(crate) async fn figures(connection: &mut sqlx::SqliteConnection) -> sqlx::Re
         objects: row.number(1)?,
         object_bytes: row.number(2)?,
         packs: row.number(3)?,
+        pins: row.number(4)?,
     })
 }

@@ -6,7 +6,6 @@
 use img_lease::grantor::{self, Grace};
 use img_lease::{Head, ImageState, Lease, Staged};
 use img_proto::{ImageRow, LeaseRow, StagedRow};
-use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{
     CheckoutId, CommitId, DeviceId, Epoch, HomeId, ImageId, Incarnation, LeaseMode, NameTag,
     ObjectId, Seq,
@@ -28,17 +27,9 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// A lease of before the start does not lapse for one online ttl after it: its holder could not renew
-    /// while the home was down. Whoever was granted or renewed since then needs no grace.
-    ///
-    /// A lease with nothing left that has not lapsed is one that this grace holds.
     fn grace(&self, lease: &Lease, as_of: RunningMillis) -> Grace {
-        let ends = as_of.plus(lease.remaining_ms);
-        if lease.remaining_ms > 0 && ends.0 > self.started.plus(lease.ttl_ms).0 {
-            return Grace::over();
-        }
-        let ttl_ms = u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX);
-        Grace::begin(ttl_ms).after(self.now.since(self.started))
+        let uptime_ms = self.now.since(self.started);
+        Grace::of(lease, as_of.since(self.started), uptime_ms)
     }
 }
 
@@ -91,12 +82,18 @@ pub(crate) async fn load_named(
     one(connection, moment, row).await
 }
 
-/// Reads all live images, in the order of their ids.
+/// Reads live images in the order of their ids: at most `limit` behind `after`, or from the first one on.
 pub(crate) async fn load_live(
     connection: &mut SqliteConnection,
     moment: Moment,
+    after: Option<ImageId>,
+    limit: u32,
 ) -> Result<Vec<Image>, Stop> {
-    let rows = sqlx::query(select!("WHERE i.tombstone_ms IS NULL ORDER BY i.image"))
+    let after = after.map_or(Vec::new(), |after| after.as_bytes().to_vec());
+    let live = select!("WHERE i.tombstone_ms IS NULL AND i.image > $1 ORDER BY i.image LIMIT $2");
+    let rows = sqlx::query(live)
+        .bind(after)
+        .bind(i64::from(limit))
         .fetch_all(&mut *connection)
         .await?;
     let mut images = Vec::with_capacity(rows.len());
@@ -104,6 +101,17 @@ pub(crate) async fn load_live(
         images.extend(one(connection, moment, Some(row)).await?);
     }
     Ok(images)
+}
+
+/// Images whose lease is a device's, or anybody's.
+pub(crate) async fn leased(tx: &mut Tx, device: Option<DeviceId>) -> Result<Vec<ImageId>, Stop> {
+    let rows =
+        sqlx::query("SELECT image FROM leases WHERE $1 IS NULL OR device = $1 ORDER BY image")
+            .bind(device.map(|device| device.as_bytes().to_vec()))
+            .fetch_all(tx.sql())
+            .await?;
+    let ids = rows.iter().map(|row| row.id(0, ImageId::from_bytes));
+    Ok(ids.collect::<sqlx::Result<_>>()?)
 }
 
 /// Images whose lease or staged records ran out since their rows were written.

@@ -25,7 +25,7 @@ async fn staged_work_is_listed_and_stands_in_the_way_of_a_take_over() {
     assert!(matches!(refused, Err(Refusal::Incomplete { .. })));
     first.push(&work.objects).await.unwrap();
     assert_eq!(first.call(stage).await, Ok(Answer::Done));
-    let Ok(Answer::Images { images }) = second.call(Call::Images).await else {
+    let Ok(Answer::Images { images, .. }) = second.call(Call::Images { after: None }).await else {
         panic!("no images");
     };
     let commit = id_of(&signed, first.home());
@@ -52,7 +52,7 @@ async fn staged_work_is_listed_and_stands_in_the_way_of_a_take_over() {
         checkout: first.device.checkout,
     };
     assert_eq!(first.call(unstage).await, Ok(Answer::Done));
-    let Ok(Answer::Images { images }) = second.call(Call::Images).await else {
+    let Ok(Answer::Images { images, .. }) = second.call(Call::Images { after: None }).await else {
         panic!("no images");
     };
     assert!(images[0].staged.is_empty());
@@ -154,7 +154,13 @@ async fn a_steal_with_a_branch_keeps_what_the_loser_had_staged() {
     assert_eq!(theirs.epoch, Epoch(2));
     // The branch is leased to the loser's checkout, for when it is back.
     let device = Some(loser.device.id());
-    let Ok(Answer::Leases { images }) = loser.call(Call::Leases { device }).await else {
+    let Ok(Answer::Leases { images, .. }) = loser
+        .call(Call::Leases {
+            device,
+            after: None,
+        })
+        .await
+    else {
         panic!("no leases");
     };
     assert_eq!(images.len(), 1);
@@ -211,7 +217,7 @@ async fn a_home_takes_back_commits_that_it_once_acknowledged() {
     let refused = first.call(readmit(swapped)).await;
     assert!(matches!(refused, Err(Refusal::BadRecord(_))));
     assert_eq!(first.call(readmit(commits)).await, Ok(Answer::Done));
-    let Ok(Answer::Images { images }) = first.call(Call::Images).await else {
+    let Ok(Answer::Images { images, .. }) = first.call(Call::Images { after: None }).await else {
         panic!("no images");
     };
     assert_eq!(images[0].seq, Some(Seq(1)));

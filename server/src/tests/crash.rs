@@ -115,7 +115,7 @@ async fn a_restart_keeps_everything_that_was_acknowledged() {
     home.restart().await;
     assert_eq!(home.standing(), standing);
     let founder = home.member(&founder.device).await;
-    let Ok(Answer::Images { images }) = founder.call(Call::Images).await else {
+    let Ok(Answer::Images { images, .. }) = founder.call(Call::Images { after: None }).await else {
         panic!("no images");
     };
     assert_eq!(images.len(), 1);

@@ -38,7 +38,7 @@ async fn the_newest_daemon_of_a_device_wins() {
     let back = home.connect(&old.device).await;
     assert_eq!(back.hello(None).await, Err(Refusal::InstanceFenced));
     for older in [old, back] {
-        assert!(older.call(Call::Images).await.is_ok());
+        assert!(older.call(Call::Images { after: None }).await.is_ok());
         let pushed = older.push(&next.objects).await;
         assert_eq!(pushed, Ok(next.objects.len() as u64));
         let unpin = Call::Unpin {

@@ -40,7 +40,7 @@ async fn a_stranger_reaches_nothing_but_the_join_calls() {
     let stranger = home.connect(&Device::new(9)).await;
     let device = Device::new(9);
     for call in [
-        Call::Images,
+        Call::Images { after: None },
         Call::Roster { from: 0 },
         Call::OpenUpload {
             checkout: device.checkout,
@@ -69,7 +69,7 @@ async fn a_stranger_reaches_nothing_but_the_join_calls() {
     // A stranger is not told where the home stands.
     let request = img_proto::Request {
         id: None,
-        call: Call::Images,
+        call: Call::Images { after: None },
     };
     assert_eq!(stranger.reply(request.clone()).await.unwrap().at, None);
     let at = founder.reply(request).await.unwrap().at;
@@ -80,10 +80,19 @@ async fn a_stranger_reaches_nothing_but_the_join_calls() {
 async fn a_member_says_hello_before_anything_else() {
     let (home, founder) = TestHome::founded().await;
     let again = home.connect(&founder.device).await;
-    assert_eq!(again.call(Call::Images).await, Err(Refusal::HelloFirst));
+    assert_eq!(
+        again.call(Call::Images { after: None }).await,
+        Err(Refusal::HelloFirst)
+    );
     again.hello(None).await.unwrap();
-    let images = again.call(Call::Images).await;
-    assert_eq!(images, Ok(Answer::Images { images: Vec::new() }));
+    let images = again.call(Call::Images { after: None }).await;
+    assert_eq!(
+        images,
+        Ok(Answer::Images {
+            images: Vec::new(),
+            more: false
+        })
+    );
 }
 
 #[tokio::test]
@@ -208,7 +217,10 @@ async fn a_revoked_device_is_shown_the_door() {
     // Its connection ends, and a new one is a stranger's.
     second.connection.closed().await;
     let back = home.connect(&second.device).await;
-    assert_eq!(back.call(Call::Images).await, Err(Refusal::NotMember));
+    assert_eq!(
+        back.call(Call::Images { after: None }).await,
+        Err(Refusal::NotMember)
+    );
 }
 
 #[tokio::test]
@@ -254,7 +266,7 @@ async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
     // The oldest made room, the others go on.
     connections[0].connection.closed().await;
     for client in &connections[1..] {
-        assert!(client.call(Call::Images).await.is_ok());
+        assert!(client.call(Call::Images { after: None }).await.is_ok());
     }
     let mut strangers = Vec::new();
     for _ in 0..JOIN_CONNECTIONS_MAX {
@@ -262,12 +274,17 @@ async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
     }
     // A stranger's place is taken once its first call is answered.
     for stranger in &strangers {
-        let refused = stranger.call(Call::Images).await;
+        let refused = stranger.call(Call::Images { after: None }).await;
         assert_eq!(refused, Err(Refusal::NotMember));
     }
     let crowd = home.connect(&Device::new(10)).await;
     crowd.connection.closed().await;
     // Members are not kept out by them.
-    assert!(connections[1].call(Call::Images).await.is_ok());
+    assert!(
+        connections[1]
+            .call(Call::Images { after: None })
+            .await
+            .is_ok()
+    );
     home.member(&Device::new(1)).await;
 }

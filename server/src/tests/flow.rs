@@ -60,8 +60,14 @@ async fn what_was_committed_is_fetched_by_another_device() {
     let image = ImageId::from_bytes([1; 32]);
     let token = create(&founder, image, 1).await;
     // Not listed before its first commit.
-    let listed = founder.call(Call::Images).await;
-    assert_eq!(listed, Ok(Answer::Images { images: Vec::new() }));
+    let listed = founder.call(Call::Images { after: None }).await;
+    assert_eq!(
+        listed,
+        Ok(Answer::Images {
+            images: Vec::new(),
+            more: false
+        })
+    );
 
     let tree = tree(1, 3, 40);
     let upload = founder.open_upload().await;
@@ -91,7 +97,7 @@ async fn what_was_committed_is_fetched_by_another_device() {
     assert_eq!(home.standing(), standing);
 
     let second = home.second(&founder).await;
-    let Ok(Answer::Images { images }) = second.call(Call::Images).await else {
+    let Ok(Answer::Images { images, .. }) = second.call(Call::Images { after: None }).await else {
         panic!("no images");
     };
     assert_eq!((images.len(), images[0].image), (1, image));
@@ -138,8 +144,14 @@ async fn a_commit_with_an_incomplete_root_changes_nothing() {
     let refused = founder.call(commit.clone()).await;
     assert_eq!(refused, Err(Refusal::Incomplete { missing }));
     assert_eq!(home.standing(), before);
-    let listed = founder.call(Call::Images).await;
-    assert_eq!(listed, Ok(Answer::Images { images: Vec::new() }));
+    let listed = founder.call(Call::Images { after: None }).await;
+    assert_eq!(
+        listed,
+        Ok(Answer::Images {
+            images: Vec::new(),
+            more: false
+        })
+    );
     // The last object completes every ancestor that was waiting.
     founder.push(std::slice::from_ref(absent)).await.unwrap();
     assert!(founder.call(commit).await.is_ok());
@@ -393,4 +405,55 @@ async fn missing(client: &Client, upload: img_types::UploadId, ids: &[ObjectId])
         Ok(Answer::Missing { positions }) => positions.len(),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn more_images_than_fit_one_reply_are_told_in_pages() {
+    let (home, founder) = TestHome::founded().await;
+    let (descriptor, count) = (vec![7u8; 60_000], 300u64);
+    let (draft, commit, _) = image(&home, &founder, 1).await;
+    let add = home.running().home.db.writer().call(move |tx| {
+        Box::pin(async move {
+            for n in 0..count {
+                let mut id = [1; 32];
+                id[..8].copy_from_slice(&(n + (2 << 56)).to_be_bytes());
+                sqlx::query(
+                    "INSERT INTO images (image, tag, descriptor, head, seq, epoch, stored_bytes, \
+                     as_of_ms) VALUES ($1, $1, $2, $3, 0, 1, 0, 0)",
+                )
+                .bind(&id[..])
+                .bind(&descriptor)
+                .bind(&commit.as_bytes()[..])
+                .execute(tx.sql())
+                .await?;
+            }
+            Ok(())
+        })
+    });
+    add.await.unwrap();
+    let mut listed: Vec<ImageId> = Vec::new();
+    let mut pages = 0;
+    loop {
+        let after = listed.last().copied();
+        let Ok(Answer::Images { images, more }) = founder.call(Call::Images { after }).await else {
+            panic!("no images");
+        };
+        listed.extend(images.into_iter().map(|row| row.image));
+        pages += 1;
+        if !more {
+            break;
+        }
+    }
+    assert!(listed.is_sorted(), "each image once, in order");
+    assert_eq!((listed.len() as u64, listed[0]), (count + 1, draft.image));
+    assert!(pages > 4, "{pages}");
+    // Leases come in pages too, however few of the images have one.
+    let leases = Call::Leases {
+        device: None,
+        after: None,
+    };
+    let Ok(Answer::Leases { images, more }) = founder.call(leases).await else {
+        panic!("no leases");
+    };
+    assert_eq!((images.len(), more), (1, false));
 }

@@ -133,7 +133,13 @@ async fn a_lapse_without_a_rival_is_no_loss() {
     assert!(matches!(refused, Err(Refusal::Leased(_))));
     // Granted after the start: no grace.
     home.advance_clock(1_000);
-    let Ok(Answer::Leases { images }) = second.call(Call::Leases { device: None }).await else {
+    let Ok(Answer::Leases { images, .. }) = second
+        .call(Call::Leases {
+            device: None,
+            after: None,
+        })
+        .await
+    else {
         panic!("no leases");
     };
     assert!(images[0].lease.as_ref().unwrap().lapsed);
@@ -167,7 +173,13 @@ async fn a_restart_keeps_leases_and_starts_a_grace() {
     home.restart().await;
     let first = home.member(&first.device).await;
     let second = home.second(&first).await;
-    let Ok(Answer::Leases { images }) = second.call(Call::Leases { device: None }).await else {
+    let Ok(Answer::Leases { images, .. }) = second
+        .call(Call::Leases {
+            device: None,
+            after: None,
+        })
+        .await
+    else {
         panic!("no leases");
     };
     let lease = images[0].lease.as_ref().unwrap();

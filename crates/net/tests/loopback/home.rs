@@ -163,7 +163,13 @@ async fn answer(peer: &Peer, mut stream: RequestStream, shelf: &Shelf) -> Result
             Ok(())
         }
         Call::Push { .. } => take_push(peer, stream, shelf).await,
-        Call::Images => stream.reply(&done(Answer::Images { images: vec![] })).await,
+        Call::Images { .. } => {
+            let images = Answer::Images {
+                images: vec![],
+                more: false,
+            };
+            stream.reply(&done(images)).await
+        }
         _ => stream.reply(&refusal(Refusal::Busy)).await,
     }
 }

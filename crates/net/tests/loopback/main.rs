@@ -57,7 +57,7 @@ fn hello() -> Request {
 fn images() -> Request {
     Request {
         id: None,
-        call: Call::Images,
+        call: Call::Images { after: None },
     }
 }
 
@@ -259,7 +259,13 @@ async fn a_call_gets_through_while_all_fetches_wait() {
         .collect();
     for _ in 0..5 {
         let reply = link.call(&images(), Class::Control).await.unwrap();
-        assert_eq!(reply.result, Ok(Answer::Images { images: vec![] }));
+        assert_eq!(
+            reply.result,
+            Ok(Answer::Images {
+                images: vec![],
+                more: false
+            })
+        );
     }
     serve.send_replace(true);
     for fetch in fetched {
