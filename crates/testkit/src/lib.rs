@@ -1,7 +1,10 @@
 //! What tests of several crates make their inputs with.
 //!
 //! Everything here is deterministic: one seed gives one input on every machine. It is a development
-//! dependency only and knows no keys; an object made here has a valid form and id, and nothing inside.
+//! dependency only and knows no keys; an object made here has a valid form and id, and nothing
+//! inside. [`home`] is a whole home without its wire and its disks.
+
+pub mod home;
 
 use std::io;
 use std::path::Path;

@@ -47,7 +47,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "img-net",
         ],
     ),
-    (TESTKIT, &["img-types"]),
+    (TESTKIT, &["img-types", "img-lease", "img-records"]),
     ("e2e", &[]),
     ("bench", &["e2e"]),
     ("xtask", &[]),

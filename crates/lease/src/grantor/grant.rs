@@ -11,7 +11,7 @@ use crate::rows::millis;
 use crate::{Caller, Effect, Grant, Head, ImageState, Lease, Logged, Proposal, Refused, Terms};
 
 /// What a checkout asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Acquire {
     /// For which checkout.
     pub checkout: CheckoutId,
@@ -24,7 +24,7 @@ pub struct Acquire {
 }
 
 /// What a thief saw before it stole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Expectation {
     /// The image's epoch.
     pub epoch: Epoch,

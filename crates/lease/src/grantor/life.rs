@@ -1,6 +1,6 @@
 //! What happens around the calls: daemon starts, time, pins, deletion, revocation, restore.
 
-use img_types::limits::KEPT_AFTER_LOSS;
+use img_types::limits::{KEPT_AFTER_LOSS, LEASE_TTL_DEFAULT};
 use img_types::{
     CheckoutId, CommitId, DaemonNonce, DeviceId, Incarnation, Instance, LogPosition, Token,
 };
@@ -46,6 +46,20 @@ impl Grace {
         Self {
             remaining_ms: online_ttl_ms,
         }
+    }
+
+    /// The grace of one lease at an uptime of the home, in milliseconds like that at which its row was
+    /// written, which is zero for one of before the start.
+    ///
+    /// Such a lease does not lapse for one online ttl after the start: its holder could not renew while
+    /// the home was down. Whoever was granted or renewed since then needs no grace. A lease with nothing
+    /// left that has not lapsed is one that this grace holds.
+    pub fn of(lease: &Lease, written_ms: u64, uptime_ms: u64) -> Self {
+        let ends_ms = written_ms.saturating_add(lease.remaining_ms);
+        if lease.remaining_ms > 0 && ends_ms > lease.ttl_ms {
+            return Self::over();
+        }
+        Self::begin(millis(LEASE_TTL_DEFAULT)).after(uptime_ms)
     }
 
     /// No grace: for a home that has been running.

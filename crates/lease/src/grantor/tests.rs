@@ -424,6 +424,31 @@ fn time_lapses_a_lease_but_not_within_the_grace() {
 }
 
 #[test]
+fn only_a_lease_of_before_the_start_has_a_grace() {
+    let hours = |n: u64| n * 60 * MINUTE_MS;
+    let lease = held_by(1).lease.unwrap();
+    assert!(Grace::of(&lease, 0, MINUTE_MS).holds());
+    assert!(
+        !Grace::of(&lease, 0, hours(3)).holds(),
+        "the grace has ended"
+    );
+    assert!(
+        !Grace::of(&lease, MINUTE_MS, MINUTE_MS).holds(),
+        "granted or renewed since"
+    );
+    let begun = Lease {
+        remaining_ms: lease.ttl_ms - 1,
+        ..lease
+    };
+    assert!(Grace::of(&begun, 1, MINUTE_MS).holds(), "one that ran on");
+    let waiting = Lease {
+        remaining_ms: 0,
+        ..lease
+    };
+    assert!(Grace::of(&waiting, hours(2), hours(2)).holds());
+}
+
+#[test]
 fn deleting_needs_no_lease_but_ones_own_or_force() {
     let held = held_by(1);
     for image in [&held, &after(&held, 10 * MINUTE_MS)] {
