@@ -9,6 +9,7 @@ use std::sync::Arc;
 use img_types::{CheckoutId, ObjectId, object};
 use rustix::fs::{Advice, fadvise};
 
+use super::disk::Disk;
 use super::keeps::Keeps;
 use super::segment::{self, SegmentNumber, record_len};
 use super::{Keep, Usage};
@@ -34,6 +35,14 @@ struct Segment {
     kept: u64,
 }
 
+impl Segment {
+    /// Whether its eviction gives back more than an eighth of it: less is not worth copying the rest, and may be
+    /// nothing but headers and the table.
+    fn is_worth_evicting(&self) -> bool {
+        self.kept * 8 < self.len * 7
+    }
+}
+
 /// The segment that grows.
 #[derive(Debug)]
 struct Active {
@@ -52,14 +61,17 @@ pub(super) struct Inner {
     active: Active,
     open: HashMap<SegmentNumber, Arc<File>>,
     /// Segments that were filled since the last sync.
-    filled: Vec<Arc<File>>,
+    filled: BTreeMap<SegmentNumber, Arc<File>>,
+    /// Segments that were evicted since the start.
+    evictions: u64,
+    disk: Disk,
     keeps: Keeps,
     buffer: Vec<u8>,
 }
 
 /// Files that a sync makes durable.
 pub(super) struct Unsynced {
-    filled: Vec<Arc<File>>,
+    filled: BTreeMap<SegmentNumber, Arc<File>>,
     active: Arc<File>,
     keeps: Arc<File>,
 }
@@ -105,7 +117,9 @@ impl Inner {
             segments,
             active,
             open: HashMap::new(),
-            filled: Vec::new(),
+            filled: BTreeMap::new(),
+            evictions: 0,
+            disk: Disk::new(folder),
             keeps: Keeps::open(folder)?,
             buffer: Vec::new(),
         };
@@ -121,6 +135,7 @@ impl Inner {
         for id in inner.keeps.distinct() {
             inner.count(&id, true);
         }
+        inner.make_room(0)?;
         Ok(inner)
     }
 
@@ -194,7 +209,7 @@ impl Inner {
                 self.count(&id, false);
             }
         }
-        Ok(())
+        self.make_room(0).map(|_| ())
     }
 
     pub(super) fn outbox(&self, checkout: CheckoutId) -> Vec<ObjectId> {
@@ -215,8 +230,43 @@ impl Inner {
             objects: self.objects.len() as u64,
             bytes: self.bytes(),
             kept_bytes: self.segments.values().map(|segment| segment.kept).sum(),
+            evictable_bytes: self.evictable(),
+            evictions: self.evictions,
             limit: self.limit,
         }
+    }
+
+    /// Bytes that evictions can give back.
+    pub(super) fn evictable(&self) -> u64 {
+        let worth_it = self
+            .segments
+            .values()
+            .filter(|segment| segment.is_worth_evicting());
+        worth_it.map(|segment| segment.len - segment.kept).sum()
+    }
+
+    /// Bytes that the cache may have now: its limit, or less where the disk is short of room.
+    pub(super) fn allowance(&mut self) -> u64 {
+        let used = self.bytes();
+        self.limit.min(self.disk.allowance(used))
+    }
+
+    /// Sets the limit, and the length of segments to come.
+    pub(super) fn set_limit(&mut self, limit: u64, segment_len: u64) -> Result<(), StoreError> {
+        self.limit = limit;
+        self.segment_len = segment_len;
+        self.make_room(0).map(|_| ())
+    }
+
+    /// Evicts until `wanted` bytes have been given back, or nothing is evictable any more. Returns what was given
+    /// back.
+    pub(super) fn give_back(&mut self, wanted: u64) -> Result<u64, StoreError> {
+        let before = self.bytes();
+        let target = before.saturating_sub(wanted);
+        self.evict_until(|cache| cache.bytes() <= target)?;
+        let after = self.bytes();
+        self.disk.gave_back(after);
+        Ok(before.saturating_sub(after))
     }
 
     pub(super) fn take_unsynced(&mut self) -> Unsynced {
@@ -225,6 +275,11 @@ impl Inner {
             active: Arc::clone(&self.active.file),
             keeps: self.keeps.file(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pretend_disk(&mut self, total: u64) {
+        self.disk.pretend(total);
     }
 
     /// Makes the next writes go elsewhere, for instance to a full disk.
@@ -237,11 +292,24 @@ impl Inner {
         self.segments.values().map(|segment| segment.len).sum()
     }
 
-    /// Evicts until `more` bytes fit under the limit; returns whether they do.
+    /// Evicts until `more` bytes fit into what the cache may have; returns whether they do.
     fn make_room(&mut self, more: u64) -> Result<bool, StoreError> {
-        let room_for_table = |active: &Active| segment::table_len(active.entries.len());
-        while self.bytes() + room_for_table(&self.active) + more > self.limit {
-            if !self.evict()? {
+        let allowed = self.allowance();
+        self.evict_until(|cache| {
+            let table = segment::table_len(cache.active.entries.len());
+            cache.bytes() + table + more <= allowed
+        })
+    }
+
+    /// Evicts until it is enough; returns whether it is.
+    fn evict_until(&mut self, enough: impl Fn(&Self) -> bool) -> Result<bool, StoreError> {
+        while !enough(self) {
+            let before = self.bytes();
+            let evicted = match self.evict() {
+                Err(StoreError::NoRoom) => self.evict_on_full_disk(),
+                outcome => outcome?,
+            };
+            if !evicted || self.bytes() >= before {
                 return Ok(false);
             }
         }
@@ -291,15 +359,18 @@ impl Inner {
         }
         self.segments.insert(next.number, Segment::default());
         let full = std::mem::replace(&mut self.active, next);
-        self.filled.push(Arc::clone(&full.file));
+        self.filled.insert(full.number, Arc::clone(&full.file));
         self.remember(full.number, full.file);
         Ok(())
     }
 
-    /// Removes the oldest segment of which less than half is kept, and copies forward what is kept of it.
-    /// Returns whether there was one.
+    /// Removes the oldest segment of which less than half is kept, else the oldest that is worth it, and copies
+    /// forward what is kept of it. Returns whether there was one.
     fn evict(&mut self) -> Result<bool, StoreError> {
-        self.remove_oldest(|segment| segment.kept * 2 < segment.len)
+        Ok(
+            self.remove_oldest(|segment| segment.kept * 2 < segment.len)?
+                || self.remove_oldest(Segment::is_worth_evicting)?,
+        )
     }
 
     /// Removes the oldest segment of which nothing is kept, which takes no room on the disk. Returns
@@ -337,7 +408,10 @@ impl Inner {
         }
         fs::remove_file(victim.path(&self.folder))?;
         self.segments.remove(&victim);
+        // The room comes back when nobody has the file open.
         self.open.remove(&victim);
+        self.filled.remove(&victim);
+        self.evictions += 1;
         Ok(true)
     }
 
@@ -421,7 +495,7 @@ fn seal(file: &File, len: u64, table: &Table) -> u64 {
 
 impl Unsynced {
     pub(super) fn sync(self) -> Result<(), StoreError> {
-        for file in &self.filled {
+        for file in self.filled.values() {
             file.sync_data().map_err(StoreError::Sync)?;
             // What is read again is cached in the clear by its reader. Only advice: a failure costs memory.
             let _ = fadvise(file, 0, None, Advice::DontNeed);

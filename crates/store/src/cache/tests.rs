@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use img_testkit::object;
+use img_types::limits::CACHE_FREE_MIN;
 use proptest::prelude::*;
 
 use super::segment::SegmentNumber;
@@ -327,6 +328,126 @@ fn a_full_disk_takes_the_room_of_what_is_evictable() {
     put(&cache, 99, Keep::Outbox(checkout(1)));
     assert!(holds(&cache, 99));
     assert!(files(folder.path()).len() < segments);
+}
+
+/// Bytes on the disk, whatever the cache believes.
+fn disk_bytes(folder: &Path) -> u64 {
+    files(folder).values().map(|bytes| bytes.len() as u64).sum()
+}
+
+#[test]
+fn on_a_small_disk_what_is_evictable_leaves_the_reserve_and_more() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = open(folder.path(), ROOMY);
+    let room = 8 * SEGMENT_LEN;
+    cache.lock().pretend_disk(CACHE_FREE_MIN + room);
+    for seed in 0..200 {
+        put(&cache, seed, Keep::Evictable);
+        assert!(disk_bytes(folder.path()) <= room, "object {seed}");
+    }
+    assert!(holds(&cache, 199), "the newest are here");
+    for seed in 200..400 {
+        put(&cache, seed, Keep::Outbox(checkout(1)));
+    }
+    assert!((200..400).all(|seed| holds(&cache, seed)));
+    assert!(
+        !(0..200).any(|seed| holds(&cache, seed)),
+        "the outbox takes the place of all others"
+    );
+    put(&cache, 400, Keep::Evictable);
+    assert!(!holds(&cache, 400), "there is no room left for it");
+}
+
+#[test]
+fn others_who_fill_the_disk_get_the_cache_s_room() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = open(folder.path(), ROOMY);
+    for seed in 0..100 {
+        put(&cache, seed, Keep::Evictable);
+    }
+    put(&cache, 100, Keep::Outbox(checkout(1)));
+    cache.lock().pretend_disk(CACHE_FREE_MIN - SEGMENT_LEN);
+    put(&cache, 101, Keep::Evictable);
+    assert!((0..100).all(|seed| !holds(&cache, seed)));
+    assert!(!holds(&cache, 101) && holds(&cache, 100));
+    assert!(disk_bytes(folder.path()) <= SEGMENT_LEN);
+}
+
+#[test]
+fn what_is_asked_back_is_given_and_not_taken_again_at_once() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = open(folder.path(), ROOMY);
+    for seed in 0..100 {
+        let mine = seed % 3 == 0;
+        let keep = Keep::Outbox(checkout(1));
+        put(&cache, seed, if mine { keep } else { Keep::Evictable });
+    }
+    let before = disk_bytes(folder.path());
+    let evictable = cache.evictable();
+    assert!(evictable > before / 2);
+    let given = cache.give_back(2 * SEGMENT_LEN).unwrap();
+    assert!(given >= 2 * SEGMENT_LEN);
+    assert!(disk_bytes(folder.path()) <= before - 2 * SEGMENT_LEN);
+    for seed in 200..250 {
+        put(&cache, seed, Keep::Evictable);
+    }
+    assert!(disk_bytes(folder.path()) <= before - 2 * SEGMENT_LEN);
+
+    cache.give_back(u64::MAX).unwrap();
+    assert_eq!(cache.evictable(), 0);
+    assert_eq!(cache.give_back(1).unwrap(), 0);
+    let usage = cache.usage();
+    assert!(usage.kept_bytes * 8 >= usage.bytes * 7);
+    assert!((0..100).step_by(3).all(|seed| holds(&cache, seed)));
+}
+
+#[test]
+fn an_evicted_segment_s_room_is_free_before_the_next_sync() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = open(folder.path(), ROOMY);
+    let (id, bytes) = object(0, 300);
+    // Past the call that syncs a full segment.
+    while !cache.lock().put(id, &bytes, Keep::Evictable).unwrap() {
+        cache.forget(&id);
+    }
+    cache.give_back(u64::MAX).unwrap();
+    let mine = folder.path().to_owned();
+    let open_files = fs::read_dir("/proc/self/fd").unwrap();
+    let deleted = open_files
+        .filter_map(|file| fs::read_link(file.unwrap().path()).ok())
+        .filter(|path| path.starts_with(&mine))
+        .filter(|path| path.to_string_lossy().ends_with("(deleted)"));
+    assert_eq!(deleted.count(), 0);
+}
+
+#[test]
+fn a_limit_that_is_set_holds_at_once_and_after_a_restart() {
+    let folder = img_testkit::folder().unwrap();
+    let cache = Cache::open(folder.path(), ROOMY).unwrap();
+    for seed in 0..100 {
+        put(&cache, seed, Keep::Evictable);
+    }
+    for seed in 100..140 {
+        put(&cache, seed, Keep::Outbox(checkout(1)));
+    }
+    cache.set_limit(10_000).unwrap();
+    let usage = cache.usage();
+    assert_eq!((usage.limit, usage.evictable_bytes), (10_000, 0));
+    assert!(usage.bytes > 10_000, "what is kept stays");
+    assert!((100..140).all(|seed| holds(&cache, seed)));
+    drop(cache);
+    let cache = Cache::open(folder.path(), ROOMY).unwrap();
+    assert_eq!(cache.usage().limit, 10_000);
+    release_all(&cache, checkout(1));
+    assert!(cache.usage().bytes <= 10_000, "the limit is hard");
+
+    fs::create_dir(folder.path().join("limit.new")).unwrap();
+    assert!(cache.set_limit(ROOMY).is_err());
+    assert_eq!(cache.usage().limit, 10_000, "it could not be made durable");
+    fs::write(folder.path().join("limit"), "much").unwrap();
+    drop(cache);
+    let cache = Cache::open(folder.path(), ROOMY).unwrap();
+    assert_eq!(cache.usage().limit, ROOMY, "a damaged file costs the limit");
 }
 
 #[test]
