@@ -1,24 +1,25 @@
 //! Connections: who may have how many, what a stranger may do, and when one is ended.
 
+mod strangers;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use img_net::{Arriving, Peer, Server};
 use img_types::DeviceId;
-use img_types::limits::{CONNECTIONS_PER_DEVICE_MAX, JOIN_CONNECTIONS_MAX, JOIN_IDLE_MAX};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use img_types::limits::{CONNECTIONS_PER_DEVICE_MAX, JOIN_LIFE_MAX};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::calls::{self, Session};
 use crate::home::Home;
+use strangers::{Strangers, StrangersPlace};
 
 /// All connections of a home.
 #[derive(Debug)]
 pub(crate) struct Connections {
     home: Arc<Home>,
-    strangers: Arc<Semaphore>,
+    strangers: Arc<Strangers>,
     members: Mutex<BTreeMap<DeviceId, VecDeque<Peer>>>,
 }
 
@@ -26,7 +27,7 @@ impl Connections {
     pub(crate) fn new(home: Arc<Home>) -> Arc<Self> {
         Arc::new(Self {
             home,
-            strangers: Arc::new(Semaphore::new(JOIN_CONNECTIONS_MAX)),
+            strangers: Arc::default(),
             members: Mutex::default(),
         })
     }
@@ -63,10 +64,11 @@ impl Connections {
         };
         let mut roster = self.home.roster_changes();
         let mut requests = JoinSet::new();
-        let mut idle_since = Instant::now();
+        let began = Instant::now();
+        let mut idle_since = began;
         loop {
             let stranger = matches!(place, Some(Place::Stranger(_)));
-            let idle_until = idle_since + patience(requests.is_empty());
+            let until = patience(&session, began, idle_since, requests.is_empty());
             tokio::select! {
                 stream = peer.accept() => {
                     let Ok(stream) = stream else { break };
@@ -93,10 +95,11 @@ impl Connections {
                         }
                     };
                 }
-                () = tokio::time::sleep_until(idle_until),
-                    if stranger && !session.recovering() =>
-                {
-                    peer.close("strangers may not idle");
+                () = tokio::time::sleep_until(until), if stranger && !session.recovering() => {
+                    if patience(&session, began, idle_since, requests.is_empty()) > until {
+                        continue;
+                    }
+                    peer.close("strangers may not stay");
                     break;
                 }
             }
@@ -128,10 +131,11 @@ impl Connections {
                 Err("this device is not on the roster any more")
             }
             (Err(_), Some(stranger)) => Ok(stranger),
-            (Err(_), None) => Arc::clone(&self.strangers)
-                .try_acquire_owned()
+            (Err(_), None) => self
+                .strangers
+                .enter(peer.address())
                 .map(Place::Stranger)
-                .map_err(|_| "too many strangers"),
+                .ok_or("too many strangers"),
         }
     }
 
@@ -159,13 +163,13 @@ impl Connections {
     }
 }
 
-/// How long a stranger may stay without a new request, with none or some under way: one that does not
-/// send or read to the end does not keep its place either.
-fn patience(idle: bool) -> Duration {
-    if idle {
-        JOIN_IDLE_MAX
-    } else {
-        JOIN_IDLE_MAX + calls::WAIT_MAX
+/// Until when a stranger may stay. Whoever named a registered invite waits for a person, and may stay as
+/// long as it keeps asking and reads the answers; anybody else has one short life, however busy.
+fn patience(session: &Session, began: Instant, idle_since: Instant, idle: bool) -> Instant {
+    match (session.invited(), idle) {
+        (false, _) => began + JOIN_LIFE_MAX,
+        (true, true) => idle_since + JOIN_LIFE_MAX,
+        (true, false) => idle_since + JOIN_LIFE_MAX + calls::WAIT_MAX,
     }
 }
 
@@ -173,5 +177,5 @@ fn patience(idle: bool) -> Duration {
 #[derive(Debug)]
 enum Place {
     Member(DeviceId),
-    Stranger(#[allow(dead_code, reason = "held for its room")] OwnedSemaphorePermit),
+    Stranger(#[allow(dead_code, reason = "held for its room")] StrangersPlace),
 }

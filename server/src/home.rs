@@ -5,6 +5,7 @@ use std::sync::Arc;
 use img_records::{Roster, SigningSecret};
 use img_store::Packs;
 
+use crate::calls;
 use crate::db::images::Moment;
 use crate::db::{Database, OpenError, Published, SharedRoster, Stop};
 use crate::folder::{Folder, FolderError, FolderLock};
@@ -56,6 +57,7 @@ pub(crate) struct Home {
     pub(crate) objects: Objects,
     pub(crate) ingest: Ingest,
     pub(crate) key: Arc<SigningSecret>,
+    pub(crate) room: calls::Room,
     published: watch::Receiver<Published>,
     roster: watch::Receiver<SharedRoster>,
     _lock: FolderLock,
@@ -79,6 +81,7 @@ impl Home {
             objects,
             ingest,
             key: Arc::new(key),
+            room: calls::all_room(),
             _lock: lock,
         })
     }

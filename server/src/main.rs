@@ -138,7 +138,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("no async runtime")?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         match command {
             Command::Init {
                 place,
@@ -161,7 +161,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Usage { place } => usage(&place).await,
             Command::Check { place, objects } => check(&place, objects).await,
         }
-    })
+    });
+    // A read of a disk that hangs does not keep the process.
+    runtime.shutdown_background();
+    done
 }
 
 async fn serve(

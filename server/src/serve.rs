@@ -2,14 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use img_net::{Server, TlsIdentity};
 use img_types::limits::REMAINING_PERSIST_INTERVAL;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::calls;
 use crate::connection::Connections;
 use crate::home::{Home, Places, StartError};
+
+/// How long connections, and then their tasks, may take to end.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// How long what was taken may take to become durable: service managers kill after ten seconds and more.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
 
 /// A home that serves its devices.
 #[derive(Debug)]
@@ -56,14 +63,23 @@ impl Running {
         self.address
     }
 
-    /// Ends all connections, finishes what was taken, and closes the database.
-    pub async fn stop(self) {
-        self.server.close().await;
+    /// Ends all connections, finishes what was taken, and closes the database, all within five seconds. What
+    /// is not finished by then is left as by a crash, which loses nothing that was acknowledged.
+    pub async fn stop(mut self) {
+        // Whoever is there hears it at once; nobody waits for a device that sleeps.
+        let _ = timeout(FAREWELL_MAX, self.server.close()).await;
         // A panic of a task has been reported by the runtime.
-        let _ = self.accepting.await;
+        if timeout(FAREWELL_MAX, &mut self.accepting).await.is_err() {
+            self.accepting.abort();
+        }
         self.tidying.abort();
-        self.home.close().await;
-        tracing::info!("the home has stopped");
+        match timeout(CLOSE_MAX, self.home.close()).await {
+            Ok(()) => tracing::info!("the home has stopped"),
+            Err(_) => tracing::warn!(
+                "the home stops without having finished: its disk is too slow; \
+                 the next start goes on from what is durable"
+            ),
+        }
     }
 }
 

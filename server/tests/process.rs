@@ -73,9 +73,12 @@ impl Served {
     /// Asks the process to stop, and waits until it has.
     fn terminate(mut self) {
         let id = self.child.id().to_string();
+        let began = std::time::Instant::now();
         let asked = Command::new("kill").arg(id).status().unwrap();
         assert!(asked.success());
         assert!(self.child.wait().unwrap().success());
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "{took:?}");
     }
 }
 

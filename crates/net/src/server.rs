@@ -4,7 +4,7 @@
 //! Who is a member is not decided here.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -184,6 +184,11 @@ impl Peer {
     /// The peer's TLS public key.
     pub fn key(&self) -> [u8; 32] {
         self.key
+    }
+
+    /// The address that the peer's packets come from; the handshake has shown that it gets ours.
+    pub fn address(&self) -> IpAddr {
+        self.connection.remote_address().ip()
     }
 
     /// Gives the peer a member's streams and window.

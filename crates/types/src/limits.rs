@@ -43,7 +43,7 @@ pub const PADDED_LEN_MIN: usize = 256;
 
 /// Largest control frame on the wire.
 pub const FRAME_LEN_MAX: usize = 64 * 1024;
-/// Largest frame a stranger may send before it is on the roster.
+/// Most that a stranger may send before it is on the roster.
 pub const JOIN_FRAME_LEN_MAX: usize = 4 * 1024;
 /// Largest commit record, signature included.
 pub const COMMIT_LEN_MAX: usize = 64 * 1024;
@@ -80,8 +80,12 @@ pub const CONNECTIONS_PER_DEVICE_MAX: usize = 4;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Connections of machines that are not on the roster.
 pub const JOIN_CONNECTIONS_MAX: usize = 64;
-/// Time that a machine that is not on the roster may stay connected without a request.
-pub const JOIN_IDLE_MAX: Duration = Duration::from_secs(10);
+/// Connections from one address of machines that are not on the roster: a household joins at once, and
+/// nobody alone takes all places.
+pub const JOIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 16;
+/// Time that a machine that is not on the roster may stay connected; one that waits under a registered
+/// invite may stay this long without a request.
+pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(10);
 /// Handshakes under way at the home.
 pub const INCOMING_MAX: usize = 256;
 /// Bytes that a peer may send before we read them, per connection.
@@ -101,6 +105,8 @@ pub const LEASE_TTL_DEFAULT: Duration = Duration::from_secs(3 * 3600);
 pub const LEASE_TTL_MIN: Duration = Duration::from_secs(10);
 /// Longest online lease.
 pub const LEASE_ONLINE_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Shortest offline lease: what is shorter is an online one.
+pub const LEASE_OFFLINE_TTL_MIN: Duration = Duration::from_secs(24 * 3600);
 /// Longest offline lease.
 pub const LEASE_OFFLINE_TTL_MAX: Duration = Duration::from_secs(180 * 24 * 3600);
 /// How long staged records, deleted images and pins stay, in the home's own running time.

@@ -17,6 +17,7 @@ mod transaction;
 mod transfer;
 mod wait;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use img_proto::{Answer, Call, Refusal, Reply, Request};
@@ -29,7 +30,7 @@ use crate::home::Home;
 pub(crate) use enrol::founding_hash;
 pub(crate) use read::{Figures, figures};
 pub(crate) use transaction::tidy;
-pub(crate) use transfer::serve;
+pub(crate) use transfer::{Room, all_room, serve};
 pub(crate) use wait::WAIT_MAX;
 
 /// Pushes of one connection that are read at a time: each holds an object, of up to 4 MiB, that has no
@@ -42,8 +43,12 @@ pub(crate) struct Session {
     tls: [u8; 32],
     exporter: [u8; 32],
     daemon: Mutex<Option<Daemon>>,
-    recovering: Mutex<bool>,
+    recovering: AtomicBool,
+    invited: AtomicBool,
+    /// Bytes that it sent as a stranger.
+    taken: AtomicUsize,
     pushes: Semaphore,
+    reading: Arc<Semaphore>,
 }
 
 /// A member's daemon that has said Hello.
@@ -59,8 +64,11 @@ impl Session {
             tls,
             exporter,
             daemon: Mutex::new(None),
-            recovering: Mutex::new(false),
+            recovering: AtomicBool::new(false),
+            invited: AtomicBool::new(false),
+            taken: AtomicUsize::new(0),
             pushes: Semaphore::new(PUSHES_MAX),
+            reading: transfer::own_room(),
         }
     }
 
@@ -89,17 +97,20 @@ impl Session {
 
     /// Whether the peer has proved that it holds the recovery key.
     pub(crate) fn recovering(&self) -> bool {
-        *self
-            .recovering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.recovering.load(Ordering::Relaxed)
     }
 
     fn set_recovering(&self) {
-        *self
-            .recovering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
+        self.recovering.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has named an invite that a member registered.
+    pub(crate) fn invited(&self) -> bool {
+        self.invited.load(Ordering::Relaxed)
+    }
+
+    fn set_invited(&self) {
+        self.invited.store(true, Ordering::Relaxed);
     }
 }
 
@@ -148,8 +159,10 @@ async fn decide(home: &Arc<Home>, session: &Session, request: Request) -> Result
     match request.call {
         Call::Hello { nonce, seen } => hello::hello(home, session, nonce, seen).await,
         Call::Found { secret, genesis } => enrol::found(home, session, secret, &genesis).await,
-        Call::JoinRequest { invite, request } => wait::join(home, invite, Some(request)).await,
-        Call::JoinPoll { invite } => wait::join(home, invite, None).await,
+        Call::JoinRequest { invite, request } => {
+            wait::join(home, session, invite, Some(request)).await
+        }
+        Call::JoinPoll { invite } => wait::join(home, session, invite, None).await,
         Call::RecoverRoster { proof } => enrol::recover_roster(home, session, &proof).await,
         Call::RecoverAppend { proof, entry } => {
             enrol::recover_append(home, session, &proof, entry).await

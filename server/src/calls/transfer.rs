@@ -1,15 +1,19 @@
 //! Streams: one request each, and the objects that follow it in either direction.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use img_net::{Replies, RequestStream, StreamError, Uploads};
-use img_proto::frame::REQUEST_LEN_MAX;
+use img_proto::frame::{self, REQUEST_LEN_MAX};
 use img_proto::{Answer, Call, Class, Refusal};
 use img_types::limits::{FRAME_LEN_MAX, IDS_PER_REQUEST_MAX, JOIN_FRAME_LEN_MAX};
 use img_types::{ObjectId, UploadId};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::{Session, answer, refusal, reply};
 use crate::db::{Stop, uploads};
@@ -19,6 +23,82 @@ use crate::objects::{Expansion, Run, expand};
 
 /// Reads of one fetch, or nodes of one expansion, ahead of the network.
 const READ_AHEAD: usize = 4;
+/// Bytes of objects that have been read and not handed to their connection, over all devices.
+const READ_MAX: usize = 128 * 1024 * 1024;
+/// The same for one connection, so that one that does not read holds up nobody else; two of the largest
+/// objects fit.
+const READ_PER_CONNECTION_MAX: usize = 8 * 1024 * 1024;
+/// What an expansion reads ahead: its nodes are small.
+const EXPANSION_LEN: u64 = 1024 * 1024;
+/// Semaphores count in these.
+const UNIT: usize = 1024;
+/// Replies with lists, of up to 4 MiB, at a time.
+const LISTS_MAX: usize = 16;
+/// How long a device may take to read a list: nothing overtakes it.
+const LIST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The room of a home for what its replies read.
+#[derive(Debug)]
+pub(crate) struct Room {
+    objects: Arc<Semaphore>,
+    lists: Semaphore,
+}
+
+impl Room {
+    /// What objects may take.
+    #[cfg(test)]
+    pub(crate) fn objects(&self) -> &Arc<Semaphore> {
+        &self.objects
+    }
+}
+
+/// All of a home's room.
+pub(crate) fn all_room() -> Room {
+    Room {
+        objects: Arc::new(Semaphore::new(READ_MAX / UNIT)),
+        lists: Semaphore::new(LISTS_MAX),
+    }
+}
+
+/// One connection's share.
+pub(super) fn own_room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(READ_PER_CONNECTION_MAX / UNIT))
+}
+
+/// Room for bytes that are read for a reply: the connection's own, and of all.
+struct Reading {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Reading {
+    /// Waits for room. Only who holds none may wait: so whoever holds some has what it needs to go on.
+    async fn begin(home: &Home, session: &Session, len: u64) -> Result<Self, Stop> {
+        let own = Arc::clone(&session.reading).acquire_many_owned(units(len));
+        let own = own.await.map_err(|_| Stop::Closing)?;
+        let all = Arc::clone(&home.room.objects).acquire_many_owned(units(len));
+        let all = all.await.map_err(|_| Stop::Closing)?;
+        Ok(Self {
+            _own: own,
+            _all: all,
+        })
+    }
+
+    /// Takes more room if there is some.
+    fn ahead(home: &Home, session: &Session, len: u64) -> Option<Self> {
+        let own = Arc::clone(&session.reading).try_acquire_many_owned(units(len));
+        let all = Arc::clone(&home.room.objects).try_acquire_many_owned(units(len));
+        Some(Self {
+            _own: own.ok()?,
+            _all: all.ok()?,
+        })
+    }
+}
+
+fn units(len: u64) -> u32 {
+    let units = usize::try_from(len).unwrap_or(usize::MAX).div_ceil(UNIT);
+    u32::try_from(units.min(READ_PER_CONNECTION_MAX / UNIT)).unwrap_or(u32::MAX)
+}
 
 /// Reads one request, answers it, and moves the objects that belong to it.
 ///
@@ -33,9 +113,14 @@ pub(crate) async fn serve(
     let len_max = match member {
         true => REQUEST_LEN_MAX,
         false if session.recovering() => FRAME_LEN_MAX,
-        false => JOIN_FRAME_LEN_MAX,
+        false if session.invited() => JOIN_FRAME_LEN_MAX,
+        false => JOIN_FRAME_LEN_MAX.saturating_sub(session.taken.load(Ordering::Relaxed)),
     };
     let request = stream.read_request(len_max).await?;
+    if !member {
+        let len = frame::encode(&request, REQUEST_LEN_MAX).map_or(0, |frame| frame.len());
+        session.taken.fetch_add(len, Ordering::Relaxed);
+    }
     stream.set_class(Class::Control);
     match request.call {
         Call::Fetch { ids, class } => fetch(&home, &session, stream, ids, class).await,
@@ -54,6 +139,22 @@ pub(crate) async fn serve(
             send_expansion(&home, &session, stream, wanted).await
         }
         Call::Push { upload } => push(&home, &session, stream, upload).await,
+        Call::Images { .. }
+        | Call::Leases { .. }
+        | Call::Log { .. }
+        | Call::Roster { .. }
+        | Call::Prove { .. }
+        | Call::Admin { .. }
+            if member =>
+        {
+            // Nobody closes it.
+            let _turn = home.room.lists.acquire().await;
+            let reply = answer(&home, &session, request).await;
+            let sent = timeout(LIST_TIME_MAX, stream.reply(&reply)).await;
+            sent.unwrap_or(Err(StreamError::TooSlow))?;
+            stream.finish();
+            Ok(())
+        }
         _ => {
             let reply = answer(&home, &session, request).await;
             stream.reply(&reply).await?;
@@ -87,10 +188,24 @@ async fn fetch(
         .reply(&reply(home, session, at, Ok(Answer::Objects)))
         .await?;
     let places = ids.into_iter().map(|id| (id, located.get(&id).copied()));
-    let runs = Run::cut(places);
-    let reads = runs.into_iter().map(|run| run.read(&home.objects));
-    let mut runs = stream::iter(reads).buffered(READ_AHEAD);
-    while let Some(run) = runs.next().await {
+    let mut runs = Run::cut(places).into_iter().peekable();
+    let mut reads = FuturesOrdered::new();
+    loop {
+        while reads.len() < READ_AHEAD
+            && let Some(next) = runs.peek()
+        {
+            let room = if reads.is_empty() {
+                Reading::begin(home, session, next.len()).await.ok()
+            } else {
+                Reading::ahead(home, session, next.len())
+            };
+            let Some(room) = room else { break };
+            let Some(run) = runs.next() else { break };
+            reads.push_back(async move { (run.read(&home.objects).await, room) });
+        }
+        let Some((run, _room)) = reads.next().await else {
+            break;
+        };
         for object in run {
             if !send(&mut stream, object).await? {
                 return Ok(());
@@ -134,6 +249,10 @@ async fn send_expansion(
     if let Err(refused) = session.daemon(home) {
         return last_word(home, session, stream, refused.into()).await;
     }
+    let _room = match Reading::begin(home, session, EXPANSION_LEN).await {
+        Ok(room) => room,
+        Err(stop) => return last_word(home, session, stream, stop).await,
+    };
     let at = home.standing();
     stream
         .reply(&reply(home, session, at, Ok(Answer::Objects)))

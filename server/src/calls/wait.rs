@@ -14,6 +14,7 @@ use img_types::{DeviceId, InviteId, LogPosition};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::Session;
 use crate::db::{NO_IMAGE, Published, Stop, devices, history};
 use crate::home::Home;
 use crate::proposal::bad;
@@ -24,6 +25,7 @@ pub(crate) const WAIT_MAX: Duration = Duration::from_secs(20);
 /// Keeps a join request for the inviter and waits for the answer; asked again, it only waits.
 pub(super) async fn join(
     home: &Arc<Home>,
+    session: &Session,
     invite: InviteId,
     request: Option<Bytes>,
 ) -> Result<Answer, Stop> {
@@ -50,6 +52,7 @@ pub(super) async fn join(
         let row = devices::find_invite(&mut connection, invite).await?;
         drop(connection);
         let answer = row.ok_or(Refusal::InviteUnknown)?.answer;
+        session.set_invited();
         if answer.is_some() || !waiting.more().await? {
             return Ok(Answer::Join {
                 answer: answer.map(Into::into),

@@ -62,12 +62,16 @@ pub(super) fn start(
                 // A task that failed has told its callers; its objects get rows at the next start.
                 let _ = task.await;
             }
-            while let Err(error) = worker.pack(&spool).await {
-                tracing::warn!(%error, spool = spool.number.0, "a spool stays: its pack failed");
-                tokio::select! {
-                    _ = stopped.wait_for(|stop| *stop) => return,
-                    () = tokio::time::sleep(RETRY) => {}
+            let packed = async {
+                while let Err(error) = worker.pack(&spool).await {
+                    tracing::warn!(%error, spool = spool.number.0, "a spool stays: its pack failed");
+                    tokio::time::sleep(RETRY).await;
                 }
+            };
+            tokio::select! {
+                // A pack that is left half made is made again by the next start.
+                _ = stopped.wait_for(|stop| *stop) => break,
+                () = packed => {}
             }
         }
     });
@@ -81,7 +85,7 @@ impl Packer {
         let _ = self.queue.send((spool, row_tasks));
     }
 
-    /// Finishes the pack under way.
+    /// Ends the task; the spool under way stays for the next start.
     pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         // A panic has been reported by the runtime.

@@ -35,7 +35,7 @@ pub(crate) async fn expand(
     let mut seen = BTreeSet::from([wanted.root]);
     let mut left = wanted.budget;
     while let Some(id) = queue.pop_front() {
-        let Some(bytes) = objects.get(id).await? else {
+        let Some(bytes) = objects.get_node(id).await? else {
             continue;
         };
         let Some(node) = Node::read(&bytes) else {
@@ -77,7 +77,7 @@ struct Node {
 
 impl Node {
     async fn get(objects: &Objects, id: ObjectId) -> Result<Option<Self>, Stop> {
-        let bytes = objects.get(id).await?;
+        let bytes = objects.get_node(id).await?;
         Ok(bytes.and_then(|bytes| Self::read(&bytes)))
     }
 

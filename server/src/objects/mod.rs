@@ -21,6 +21,9 @@ pub(crate) use run::Run;
 use crate::db::objects::{self, Located, StoreNumber};
 use crate::db::{Database, Stop};
 
+/// Largest node as it is stored: its raw bytes, padded by an eighth at most, and a header with 1,000 ids.
+const NODE_OBJECT_LEN_MAX: u32 = 128 * 1024;
+
 /// The stored objects of a home; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Objects {
@@ -81,6 +84,16 @@ impl Objects {
         match self.locate(&[id]).await?.get(&id) {
             Some(located) => self.read(id, *located).await,
             None => Ok(None),
+        }
+    }
+
+    /// Finds and reads an object that may be a node; nothing for one that is too large to be one.
+    pub(crate) async fn get_node(&self, id: ObjectId) -> Result<Option<Bytes>, Stop> {
+        match self.locate(&[id]).await?.get(&id) {
+            Some(located) if located.place.len <= NODE_OBJECT_LEN_MAX => {
+                self.read(id, *located).await
+            }
+            _ => Ok(None),
         }
     }
 

@@ -47,6 +47,12 @@ impl Run {
             && next.place.end() - first.place.offset <= RUN_LEN_MAX
     }
 
+    /// How many bytes the run reads.
+    pub(crate) fn len(&self) -> u64 {
+        let located = self.parts.iter().filter_map(|(_, located)| *located);
+        located.map(|located| u64::from(located.place.len)).sum()
+    }
+
     /// What covers all of the run; nothing for a single object.
     fn whole(&self) -> Option<Located> {
         match self.parts[..] {

@@ -2,7 +2,9 @@
 
 use img_proto::{Answer, Call, Refusal};
 use img_records::JoinRequest;
-use img_types::limits::{CONNECTIONS_PER_DEVICE_MAX, JOIN_CONNECTIONS_MAX};
+use img_types::limits::{
+    CONNECTIONS_PER_DEVICE_MAX, JOIN_CONNECTIONS_PER_ADDRESS_MAX, JOIN_FRAME_LEN_MAX, JOIN_LIFE_MAX,
+};
 use img_types::{InviteId, LogPosition};
 
 use super::TestHome;
@@ -257,7 +259,7 @@ async fn the_recovery_words_bring_a_device_in_once() {
 }
 
 #[tokio::test]
-async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
+async fn connections_have_a_limit_for_each_device_and_for_the_strangers_of_an_address() {
     let (home, founder) = TestHome::founded().await;
     let mut connections = vec![founder];
     for _ in 0..CONNECTIONS_PER_DEVICE_MAX {
@@ -269,7 +271,7 @@ async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
         assert!(client.call(Call::Images { after: None }).await.is_ok());
     }
     let mut strangers = Vec::new();
-    for _ in 0..JOIN_CONNECTIONS_MAX {
+    for _ in 0..JOIN_CONNECTIONS_PER_ADDRESS_MAX {
         strangers.push(home.connect(&Device::new(9)).await);
     }
     // A stranger's place is taken once its first call is answered.
@@ -287,4 +289,44 @@ async fn connections_have_a_limit_for_each_device_and_for_all_strangers() {
             .is_ok()
     );
     home.member(&Device::new(1)).await;
+}
+
+#[tokio::test]
+async fn a_stranger_has_one_short_life_however_busy_and_the_invited_may_wait() {
+    let (home, admin) = TestHome::founded().await;
+    let invite = InviteId::from_bytes([4; 32]);
+    let ttl_ms = 600_000;
+    let register = Call::RegisterInvite { invite, ttl_ms };
+    admin.call(register).await.unwrap();
+    let invited = home.connect(&Device::new(2)).await;
+    let waits = invited.call(Call::JoinPoll { invite });
+    let busy = home.connect(&Device::new(3)).await;
+    let called = async {
+        let images = Call::Images { after: None };
+        let request = img_proto::Request {
+            id: None,
+            call: images,
+        };
+        let mut answered = 0;
+        let began = std::time::Instant::now();
+        // It talks without a pause, until it has said all that a stranger may, and then waits.
+        while busy.reply(request.clone()).await.is_ok() {
+            answered += 1;
+        }
+        busy.connection.closed().await;
+        (answered, began.elapsed())
+    };
+    let ended = async {
+        let (answered, lived) = called.await;
+        assert!((100..JOIN_FRAME_LEN_MAX).contains(&answered), "{answered}");
+        assert!(
+            lived >= JOIN_LIFE_MAX && lived < 2 * JOIN_LIFE_MAX,
+            "{lived:?}"
+        );
+        let answer = Some(bytes::Bytes::from_static(b"welcome"));
+        admin.call(Call::AnswerJoin { invite, answer }).await
+    };
+    let (waited, ended) = tokio::join!(waits, ended);
+    assert_eq!(ended, Ok(Answer::Done));
+    assert!(matches!(waited, Ok(Answer::Join { answer: Some(_) })));
 }

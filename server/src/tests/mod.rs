@@ -1,5 +1,6 @@
 //! The home as a device meets it: real QUIC on the loopback, a real database, real files.
 
+mod bounds;
 mod branches;
 mod changes;
 mod crash;
