@@ -19,7 +19,7 @@ use quinn::{
     ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream, TokioRuntime,
     TransportErrorCode, VarInt,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::frames::{self, FrameFault};
 use crate::identity::{PinnedHome, TlsIdentity, peer_key};
@@ -28,6 +28,15 @@ use crate::transport::{self, HANDSHAKE_MAX};
 /// How long a push may stand still, with an object that waits for room in the stream or without an
 /// acknowledgement after the last: the slowest link that is of use sends an object in this time.
 const PUSH_SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long a home may give no sign of life while it is asked for one; some round trips of this link are added.
+/// Acknowledgements count: a home that is only busy is not silent.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// Round trips that are added, each at most as long as [`SILENCE_MAX`].
+const SILENCE_ROUND_TRIPS: u32 = 4;
+/// How often a silent home is asked for a sign of life.
+const SIGN_INTERVAL: Duration = Duration::from_millis(250);
+/// What asks for one; nobody reads it.
+const SIGN: &[u8] = &[0];
 /// Addresses of one name that are tried at once.
 const ADDRESSES_MAX: usize = 4;
 /// TLS refuses a handshake without a common protocol with this alert (RFC 7301).
@@ -172,7 +181,8 @@ async fn first_connected<C>(
 
 impl Connection {
     /// Makes one call and waits for its reply, which may be a refusal. Calls that wait for somebody (`Watch`
-    /// and the join calls) wait as long as the connection lives, all others for a bounded time.
+    /// and the join calls) wait as long as the connection lives, all others for a bounded time, and only while
+    /// the home gives signs of life.
     ///
     /// # Errors
     /// There is no answer, or something that is none.
@@ -183,9 +193,11 @@ impl Connection {
             read_reply(&mut receive).await
         };
         match time_max(&request.call) {
-            Some(limit) => timeout(limit, answered)
-                .await
-                .unwrap_or(Err(LinkError::Away)),
+            Some(limit) => {
+                let answered = timeout(limit, answered);
+                let answered = self.unless_silent(answered).await;
+                answered.and_then(|answer| answer.unwrap_or(Err(LinkError::Away)))
+            }
             None => answered.await,
         }
     }
@@ -251,6 +263,7 @@ impl Connection {
         let (mut send, receive) = self.open(&request, class).await?;
         let _ = send.finish();
         Ok(Fetched {
+            connection: self.clone(),
             receive,
             ids: ids.into_iter(),
             answered: false,
@@ -283,6 +296,40 @@ impl Connection {
             .close(VarInt::from_u32(0), b"the device is done");
     }
 
+    /// Does something for which the home is needed. A home that vanished without a word is found out, and
+    /// the connection ends, long before its idle time is over.
+    async fn unless_silent<T>(&self, work: impl Future<Output = T>) -> Result<T, LinkError> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.falls_silent() => {
+                self.connection.close(VarInt::from_u32(0), b"no sign of life");
+                Err(LinkError::Away)
+            }
+        }
+    }
+
+    /// Resolves when the home does not even acknowledge what is sent to it.
+    async fn falls_silent(&self) {
+        let mut heard = None;
+        // Counted in turns, not in time: a process that was stopped has packets to read first.
+        let mut silent_turns = 0;
+        loop {
+            sleep(SIGN_INTERVAL).await;
+            let now_heard = Some(self.connection.stats().udp_rx.datagrams);
+            let asked = self.connection.send_datagram(Bytes::from_static(SIGN));
+            if now_heard != heard || asked.is_err() {
+                heard = now_heard;
+                silent_turns = 0;
+                continue;
+            }
+            silent_turns += 1;
+            let round_trip = self.connection.rtt().min(SILENCE_MAX);
+            if SIGN_INTERVAL * silent_turns >= SILENCE_MAX + round_trip * SILENCE_ROUND_TRIPS {
+                return;
+            }
+        }
+    }
+
     async fn open(
         &self,
         request: &Request,
@@ -303,6 +350,7 @@ impl Connection {
 /// The objects of one fetch request.
 #[derive(Debug)]
 pub(crate) struct Fetched {
+    connection: Connection,
     receive: RecvStream,
     ids: std::vec::IntoIter<ObjectId>,
     answered: bool,
@@ -312,8 +360,13 @@ impl Fetched {
     /// The next object, checked against its id; nothing after the last.
     pub(crate) async fn next(&mut self) -> Option<(ObjectId, Result<Option<Bytes>, LinkError>)> {
         let id = self.ids.next()?;
-        let object = timeout(DEMAND_TIMEOUT, self.read(id)).await;
-        Some((id, object.unwrap_or(Err(LinkError::Away))))
+        let connection = self.connection.clone();
+        let read = timeout(DEMAND_TIMEOUT, self.read(id));
+        let read = connection.unless_silent(read).await;
+        Some((
+            id,
+            read.and_then(|read| read.unwrap_or(Err(LinkError::Away))),
+        ))
     }
 
     async fn read(&mut self, id: ObjectId) -> Result<Option<Bytes>, LinkError> {

@@ -35,8 +35,11 @@ use crate::identity::TlsIdentity;
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between attempts: a home that is back is noticed within this time.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How long a call waits for a home that did not answer last time: a few round trips of a slow link.
-const AWAY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a call waits for a connection that is being made: a person waits for it.
+const CONTACT_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a call waits for a home that did not answer last time, or has just vanished: long enough for one
+/// that is back.
+const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 /// Streams for bulk fetches, and for pushes. Two keep a link busy, and what waits in their windows leaves
 /// room in the connection's for a demand fetch.
 const BULK_STREAMS: usize = 2;
@@ -118,10 +121,13 @@ impl Link {
     /// The home is away, or answers something that is no reply.
     pub async fn call(&self, request: &Request, class: Class) -> Result<Reply, LinkError> {
         let deadline = Instant::now() + DEMAND_TIMEOUT;
+        let mut patience = CONTACT_PATIENCE;
         loop {
-            let connection = self.connected(deadline).await?;
+            let connection = self.connected(Instant::now() + patience).await?;
             match connection.call(request, class).await {
-                Err(LinkError::Away) if !connection.is_open() && Instant::now() < deadline => {}
+                Err(LinkError::Away) if !connection.is_open() && Instant::now() < deadline => {
+                    patience = AWAY_PATIENCE;
+                }
                 outcome => return outcome,
             }
         }

@@ -31,6 +31,9 @@ const RECEIVE_BUDGET: u64 = 256 * 1024 * 1024;
 /// The least share: a few blocks, so that an upload still goes on.
 const RECEIVE_WINDOW_MIN: u64 = 256 * 1024;
 
+/// Room for datagrams and what quinn keeps beside them: they ask for signs of life, and nobody reads them.
+const DATAGRAMS_LEN_MAX: usize = 256;
+
 /// Settings that both ends share; what is not named is quinn's default.
 pub(crate) fn config() -> TransportConfig {
     let mut config = TransportConfig::default();
@@ -40,6 +43,7 @@ pub(crate) fn config() -> TransportConfig {
     config
         .max_idle_timeout(Some(idle))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(Some(DATAGRAMS_LEN_MAX))
         .receive_window(window(RECEIVE_WINDOW))
         .stream_receive_window(window(STREAM_RECEIVE_WINDOW))
         // A stream is held back by its own window long before this one: bulk data that waits for a slow

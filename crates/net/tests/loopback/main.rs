@@ -344,6 +344,49 @@ async fn a_fetch_goes_on_with_a_home_that_was_killed_and_started_again() {
 }
 
 #[tokio::test]
+async fn a_home_that_vanished_without_a_word_is_found_out_while_a_person_waits() {
+    let kept = objects(1, BLOCK);
+    let home = Home::start(Arc::new(shelf_with(&kept)));
+    let link = link(&home);
+    for _ in 0..2 {
+        let answer = link.call(&images(), Class::Control).await.unwrap();
+        answer.result.unwrap();
+    }
+    let _killed = home.kill();
+    let began = std::time::Instant::now();
+    let outcome = link.call(&images(), Class::Control).await;
+    assert_eq!(outcome, Err(LinkError::Away));
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "long before the connection's idle time is over"
+    );
+}
+
+#[tokio::test]
+async fn a_home_that_only_takes_its_time_is_waited_for() {
+    let (serve, serving) = watch::channel(false);
+    let kept = objects(1, 500);
+    let mut shelf = shelf_with(&kept);
+    shelf.serving = Some(serving);
+    let home = Home::start(Arc::new(shelf));
+    let link = link(&home);
+    let ids = kept.keys().copied().collect();
+    let mut fetched = link.fetch(ids, Class::Demand);
+    // Longer than a home may be silent.
+    let slow = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        serve.send_replace(true);
+    };
+    let (object, ()) = tokio::join!(fetched.next(), slow);
+    assert!(object.unwrap().unwrap().1.is_some());
+    assert_eq!(
+        home.shelf.hellos.load(Ordering::SeqCst),
+        1,
+        "one connection"
+    );
+}
+
+#[tokio::test]
 async fn a_link_notices_that_the_home_stops_and_comes_back() {
     let home = Home::start(Arc::new(shelf()));
     let link = link(&home);
