@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use img_index::{Inode, Key};
+use img_index::{Inode, Key, KeyParts};
 use img_overlay::{Change, GenerationId};
 
 /// Unjournaled changes in order, joined where their order does not matter.
@@ -17,7 +17,7 @@ pub(super) struct Pending {
     changes: Vec<Change>,
     /// Where the newest change of a key stands, unless a clear came after it.
     keys: BTreeMap<Key, usize>,
-    /// Where the newest data change of an inode stands, if it is a write.
+    /// Where the newest change of an inode's data stands, if it is a write.
     writes: BTreeMap<Inode, usize>,
 }
 
@@ -26,6 +26,12 @@ impl Pending {
     pub(super) fn push(&mut self, change: Change) {
         match &change {
             Change::Put(key, _) | Change::Delete(key) => {
+                // An extent covers the bytes of its block: neither it nor a write moves over the other.
+                if let KeyParts::Extent { inode, .. } = key.parts() {
+                    self.writes.remove(&inode);
+                    self.changes.push(change);
+                    return;
+                }
                 if let Some(&at) = self.keys.get(key) {
                     self.changes[at] = change;
                     return;
@@ -56,7 +62,11 @@ impl Pending {
             Change::Zero { inode, .. } => {
                 self.writes.remove(inode);
             }
-            Change::ClearKeys(_) => self.keys.clear(),
+            // A range of keys may be one of data.
+            Change::ClearKeys(_) => {
+                self.keys.clear();
+                self.writes.clear();
+            }
             Change::DropInode(inode) => {
                 self.keys.clear();
                 self.writes.remove(inode);
@@ -94,7 +104,9 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
-    use img_index::Value;
+    use img_index::{Extent, Value};
+    use img_seal::{BlockKey, Reference};
+    use img_types::ObjectId;
 
     use super::*;
 
@@ -148,10 +160,59 @@ mod tests {
         }
         pending.close(GenerationId(1));
         pending.push(put(7, 3));
-        assert_eq!(pending.len(), 7);
+        assert_eq!(pending.len(), all.len() + 1);
         assert_eq!(
             pending.take(GenerationId(2)),
             [(GenerationId(1), all), (GenerationId(2), vec![put(7, 3)])]
         );
+    }
+
+    /// What the journal gets says the same as what was done, whatever was joined on the way.
+    #[test]
+    fn nothing_moves_over_an_extent_or_a_cleared_range_of_data() {
+        let block = Key::extent(Inode(7), 0);
+        let data = Change::ClearKeys(img_index::KeyRange::extents(Inode(7), 0, 65_536));
+        let all = vec![
+            write(7, 0, 4_096, 0),
+            Change::Put(block.clone(), extent(1)),
+            write(7, 4_096, 4_096, 4_096),
+            Change::Put(block.clone(), extent(2)),
+            write(7, 8_192, 4_096, 8_192),
+            Change::Delete(block),
+            write(7, 12_288, 4_096, 12_288),
+            data,
+            write(7, 16_384, 4_096, 16_384),
+        ];
+        let mut pending = Pending::default();
+        let (mut done, mut replayed) = (overlay(), overlay());
+        for change in &all {
+            pending.push(change.clone());
+            done.apply(change.clone());
+        }
+        for (_, changes) in pending.take(GenerationId(1)) {
+            changes
+                .into_iter()
+                .for_each(|change| replayed.apply(change));
+        }
+        assert_eq!(
+            done.read(Inode(7), 0, 65_536),
+            replayed.read(Inode(7), 0, 65_536)
+        );
+    }
+
+    fn extent(seed: u8) -> Value {
+        let base = Reference {
+            id: ObjectId::from_bytes([seed; 32]),
+            key: BlockKey::from_bytes([seed; 32]),
+            len: 65_536,
+        };
+        Value::Extent(Extent {
+            base: Some(base),
+            patches: Vec::new(),
+        })
+    }
+
+    fn overlay() -> img_overlay::Overlay {
+        img_overlay::Overlay::new(GenerationId(1))
     }
 }
