@@ -112,6 +112,15 @@ impl Overlay {
         pieces
     }
 
+    /// How many ranges of a file the generations hold together, at most so many pieces does it read as beside the
+    /// gaps between them. Constant work for each generation.
+    pub fn ranges(&self, inode: Inode) -> usize {
+        let files = self
+            .newest_first()
+            .filter_map(|generation| generation.file(inode));
+        files.map(|file| file.ranges.len()).sum()
+    }
+
     /// Divides a range that is about to be written: the parts that the top generation's arena holds
     /// come with their position there and are overwritten in place, the others need a new one.
     pub fn place(&self, inode: Inode, offset: u64, len: u64) -> Vec<(Range<u64>, Option<u64>)> {

@@ -4,6 +4,7 @@ mod memory;
 mod model;
 mod property;
 mod single;
+mod space;
 mod waiting;
 
 use std::path::{Path, PathBuf};

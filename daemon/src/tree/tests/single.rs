@@ -12,7 +12,7 @@ use super::super::{Access, Failure, FreezeError, NewInode, OwnerMapping, SetXatt
 use super::{Place, config};
 use crate::arena::Arena;
 
-fn file(place: &Place, name: &str) -> Inode {
+pub(super) fn file(place: &Place, name: &str) -> Inode {
     let new = NewInode {
         kind: FileKind::File,
         mode: 0o644,
