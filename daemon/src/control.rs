@@ -3,6 +3,7 @@
 //! One file per resource. Handlers parse, call and render; what happens is decided elsewhere.
 
 mod body;
+mod cache;
 mod checkouts;
 mod device;
 mod doctor;
@@ -44,6 +45,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/checkouts/{checkout}/commit", post(checkouts::commit))
         .route("/v1/checkouts/{checkout}/release", post(checkouts::release))
         .route("/v1/checkouts/{checkout}/hydrate", post(checkouts::hydrate))
+        .route("/v1/cache", get(cache::show).post(cache::set))
         .route("/v1/doctor", get(doctor::doctor))
         .route("/v1/events", get(events::events))
         .fallback(body::no_route)

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use img_index::{Node, NodeSource, open_node};
 use img_proto::Class;
 use img_seal::{KeyRing, Reference, Sealed};
-use img_store::{Cache, Keep, StoreError};
+use img_store::{Cache, Keep, StoreError, Usage};
 use img_types::{CheckoutId, ObjectId};
 
 use crate::identity::Keys;
@@ -201,7 +201,7 @@ impl Objects {
     /// Brings an object to the disk without opening it. Returns its length if it had to be fetched.
     ///
     /// # Errors
-    /// It could not be had.
+    /// It could not be had, or there is no room for it.
     pub async fn bring(
         self: &Arc<Self>,
         id: &ObjectId,
@@ -211,7 +211,16 @@ impl Objects {
             return Ok(None);
         }
         let sealed = self.fetch(id, class).await?;
-        Ok(Some(sealed.len() as u64))
+        let (objects, id) = (Arc::clone(self), *id);
+        blocking(move || {
+            // What arrives is put into the cache anyway, but nobody knows when.
+            synced(objects.cache.put(&id, &sealed, Keep::Evictable))?;
+            match objects.cache.contains(&id) {
+                true => Ok(Some(sealed.len() as u64)),
+                false => Err(StoreError::NoRoom.into()),
+            }
+        })
+        .await
     }
 
     /// Keeps a sealed object on the disk; blocks on it.
@@ -250,7 +259,45 @@ impl Objects {
 
     /// Bytes of objects on this device's disk.
     pub fn cached_bytes(&self) -> u64 {
-        self.cache.usage().bytes
+        self.usage().bytes
+    }
+
+    /// What this device has on its disk.
+    pub fn usage(&self) -> Usage {
+        self.cache.usage()
+    }
+
+    /// Bytes that what can be fetched again may take on the disk now.
+    pub fn allowance(&self) -> u64 {
+        let allowance = self.cache.allowance();
+        allowance.saturating_sub(self.cache.usage().kept_bytes)
+    }
+
+    /// Bytes that the disk cache could give back; never blocks.
+    pub fn evictable(&self) -> u64 {
+        self.cache.evictable()
+    }
+
+    /// Makes the disk cache give back room, `missing` bytes if it can. Returns how many it gave.
+    ///
+    /// # Errors
+    /// The disk cache failed.
+    pub async fn give_back(self: &Arc<Self>, missing: u64) -> Result<u64, FetchError> {
+        let objects = Arc::clone(self);
+        let given = blocking(move || Ok(synced(objects.cache.give_back(missing))?)).await;
+        match &given {
+            Ok(bytes) => tracing::debug!(missing, bytes, "the object cache gave back room"),
+            Err(error) => tracing::warn!(%error, "the object cache cannot give back room"),
+        }
+        given
+    }
+
+    /// Sets the limit of the disk cache, also for later starts, and evicts what is over it; blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk cache failed; the limit is what it was.
+    pub fn set_limit(&self, limit: u64) -> Result<(), StoreError> {
+        synced(self.cache.set_limit(limit))
     }
 
     /// Objects and bytes that came from the home since the daemon started.

@@ -6,6 +6,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use img_index::NodeSource;
 use img_proto::Class;
 use img_seal::Reference;
+use img_store::StoreError;
 
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
@@ -21,8 +22,14 @@ impl Hydration {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Walks the index depth first, with the objects of each leaf at once. Returns the objects that were
-    /// fetched, and their bytes.
+    /// Brings everything below a root to the disk. Returns the objects that were fetched, and their bytes.
+    ///
+    /// The cache gives up its oldest objects for new ones, and these may be the root's own. So the index is
+    /// walked again until nothing was given up on the way. What is fetched is the newest, so as long as all of it
+    /// fits, nothing is fetched twice; once more was fetched than the cache may hold, the root does not fit.
+    ///
+    /// # Errors
+    /// Something cannot be had, or does not fit ([`StoreError::NoRoom`]).
     pub(super) async fn run(
         &self,
         objects: &Arc<Objects>,
@@ -31,19 +38,35 @@ impl Hydration {
     ) -> Result<(u64, u64), FetchError> {
         reporter.phase(Phase::Fetch, None);
         let _running = Running::new(self);
-        let (mut fetched, mut bytes) = (0, 0);
+        let mut fetched = Fetched::default();
+        loop {
+            let (before, evictions) = (fetched.objects, objects.usage().evictions);
+            self.walk(objects, root, reporter, &mut fetched).await?;
+            if fetched.objects == before || objects.usage().evictions == evictions {
+                return Ok((fetched.objects, fetched.bytes));
+            }
+        }
+    }
+
+    /// Walks the index depth first, with the objects of each leaf at once.
+    async fn walk(
+        &self,
+        objects: &Arc<Objects>,
+        root: Reference,
+        reporter: &Reporter,
+        fetched: &mut Fetched,
+    ) -> Result<(), FetchError> {
         let mut nodes = vec![root];
         while let Some(reference) = nodes.pop() {
-            let local = objects.is_local(&reference.id);
+            let len = objects.bring(&reference.id, Class::Hydrate).await?;
+            fetched.objects += u64::from(len.is_some());
+            fetched.bytes += len.unwrap_or(0);
             let node = loop {
                 if let Some(node) = objects.node(&reference) {
                     break node;
                 }
                 objects.fetch_nodes(&[reference], Class::Hydrate).await?;
             };
-            if !local {
-                fetched += 1;
-            }
             if node.level() > 0 {
                 // The leftmost child is visited first.
                 nodes.extend((0..node.len()).rev().map(|position| node.child(position)));
@@ -58,14 +81,17 @@ impl Hydration {
                 .buffer_unordered(FETCHES_AT_ONCE);
             while let Some(arrived) = arrivals.try_next().await? {
                 if let Some(len) = arrived {
-                    fetched += 1;
-                    bytes += len;
+                    fetched.objects += 1;
+                    fetched.bytes += len;
                     reporter.advance(len);
                     self.add(len);
                 }
             }
+            if fetched.bytes > objects.allowance() {
+                return Err(StoreError::NoRoom.into());
+            }
         }
-        Ok((fetched, bytes))
+        Ok(())
     }
 
     fn add(&self, bytes: u64) {
@@ -76,6 +102,13 @@ impl Hydration {
     fn set(&self, value: Option<u64>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
     }
+}
+
+/// What came from the home so far.
+#[derive(Debug, Default)]
+struct Fetched {
+    objects: u64,
+    bytes: u64,
 }
 
 /// Shows a hydration while it lives.
@@ -101,6 +134,14 @@ pub(super) fn explain(error: &FetchError, name: &str) -> ApiError {
             Kind::Corrupt,
             format!("A part of {name} cannot be had: {error}."),
             "Ask whoever runs the home; `imgctl doctor` checks this device.",
+        ),
+        FetchError::Store(StoreError::NoRoom) => ApiError::new(
+            Kind::NoRoom,
+            format!(
+                "{name} does not fit on this device: its cache is full, or its disk. What is here goes on \
+                 working; the rest is fetched when it is read."
+            ),
+            "`imgctl cache` shows the limit and what is free; make room, or set a higher one with --limit.",
         ),
         FetchError::Store(_) => ApiError::failed(error),
     }

@@ -391,7 +391,7 @@ pub(super) const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 const SEEK_STEP: usize = 256;
 /// Extents that one search for a hole looks at: 4 GiB of data in a row.
 pub const SEEK_EXTENTS_MAX: usize = 65_536;
-/// Dirty ranges that one `stat` counts, in well below a millisecond.
+/// Dirty ranges that one `stat` counts; a file of more counts as full.
 pub(super) const RANGES_COUNTED_MAX: usize = 4_096;
 /// Extents that one `stat` counts: 256 MiB of data; a larger file counts as full.
 const BLOCKS_COUNTED_MAX: usize = 4_096;

@@ -50,7 +50,7 @@ pub use listing::{COOKIE_FIRST, Listed};
 pub use names::{NewInode, RenameMode};
 pub use objects::ObjectSource;
 pub use room::Space;
-pub use source::{Fetching, Source, SourceError, Wanted};
+pub use source::{Fetching, MakingRoom, Source, SourceError, Wanted};
 pub use view::{Entry, Failure};
 pub use xattrs::SetXattr;
 
@@ -242,8 +242,8 @@ impl Tree {
         tree
     }
 
-    /// Repeats an operation until it finishes, fetching what it finds absent; EIO if that takes
-    /// longer than [`DEMAND_TIMEOUT`].
+    /// Repeats an operation until it finishes, fetching what it finds absent and making room on the disk;
+    /// EIO if that takes longer than [`DEMAND_TIMEOUT`], ENOSPC if there is no room to be made.
     ///
     /// # Errors
     /// The operation is refused, or something cannot be had in time.
@@ -255,6 +255,8 @@ impl Tree {
         let deadline = tokio::time::Instant::now() + DEMAND_TIMEOUT;
         let mut wanted = first;
         loop {
+            let missing = std::mem::take(&mut wanted.room);
+            let full = missing > 0 && !self.source.make_room(missing).await;
             while !wanted.is_empty() {
                 let fetching = self.source.fetch(&wanted, Class::Demand);
                 match tokio::time::timeout_at(deadline, fetching).await {
@@ -275,6 +277,8 @@ impl Tree {
             match operation(&self) {
                 Ok(value) => return Ok(value),
                 Err(Failure::Refused(errno)) => return Err(errno),
+                // Somebody else's room may have been enough, so the last word is the operation's.
+                Err(Failure::Absent(more)) if full && more.room > 0 => return Err(Errno::NOSPC),
                 Err(Failure::Absent(_)) if tokio::time::Instant::now() >= deadline => {
                     tracing::warn!("a read fails: what it needs does not stay in memory");
                     return Err(Errno::IO);
@@ -328,7 +332,8 @@ impl Tree {
     /// The file system below cannot be asked.
     pub fn space(&self) -> std::io::Result<Space> {
         let state = self.shared();
-        state.room.space(state.overlay.dirty_bytes())
+        let unsealed = state.overlay.dirty_bytes();
+        state.room.space(unsealed, self.source.evictable())
     }
 
     /// Runs an operation that reads.

@@ -12,7 +12,7 @@ use img_types::CheckoutId;
 use img_types::object::ObjectKind;
 use rustix::io::Errno;
 
-use super::source::{Fetching, Source, SourceError, Wanted};
+use super::source::{Fetching, MakingRoom, Source, SourceError, Wanted};
 use crate::objects::{FetchError, Objects};
 
 /// Reads a tree's nodes and blocks from memory, the disk cache and the home.
@@ -64,6 +64,21 @@ impl Source for ObjectSource {
 
     fn sync(&self) -> Result<(), Errno> {
         self.objects.sync().map_err(|error| errno(&error))
+    }
+
+    fn make_room(&self, missing: u64) -> MakingRoom<'_> {
+        Box::pin(async move {
+            // What would not be enough stays.
+            if missing > self.objects.evictable() {
+                return false;
+            }
+            let given = self.objects.give_back(missing).await;
+            given.is_ok_and(|bytes| bytes > 0)
+        })
+    }
+
+    fn evictable(&self) -> u64 {
+        self.objects.evictable()
     }
 }
 

@@ -29,7 +29,7 @@ impl Prefetch {
                 {
                     let wanted = Wanted {
                         nodes,
-                        blocks: Vec::new(),
+                        ..Wanted::default()
                     };
                     // The seal asks again for what cannot be had now.
                     if source.fetch(&wanted, Class::Trace).await.is_err() {

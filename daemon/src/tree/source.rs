@@ -13,19 +13,21 @@ use rustix::io::Errno;
 
 use super::view::Failure;
 
-/// What must be brought into memory before an operation can be repeated.
+/// What must be brought into memory, or made room for, before an operation can be repeated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Index nodes.
     pub nodes: Vec<Reference>,
     /// Blocks and patches.
     pub blocks: Vec<Reference>,
+    /// Bytes that are missing on the disk.
+    pub room: u64,
 }
 
 impl Wanted {
     /// Tells whether nothing is wanted.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.blocks.is_empty()
+        self.nodes.is_empty() && self.blocks.is_empty() && self.room == 0
     }
 
     /// Adds what a part of an operation found absent; passes a refusal on.
@@ -40,6 +42,7 @@ impl Wanted {
             let known: BTreeSet<Reference> = mine.iter().copied().collect();
             mine.extend(theirs.into_iter().filter(|r| !known.contains(r)));
         }
+        self.room = self.room.max(other.room);
         Ok(())
     }
 }
@@ -59,12 +62,15 @@ pub enum SourceError {
 /// A fetch under way.
 pub type Fetching<'a> = Pin<Box<dyn Future<Output = Result<(), SourceError>> + Send + 'a>>;
 
+/// Room that is being made; tells whether there is more than before.
+pub type MakingRoom<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+
 /// Gives nodes and blocks at hand at once, brings others into memory, and keeps new ones.
 pub trait Source: NodeSource + Debug + Send + Sync {
     /// Returns the opened content of a block or patch if it is in memory; never blocks.
     fn block(&self, reference: &Reference) -> Option<Bytes>;
 
-    /// Brings everything wanted into memory, from the disk cache or the home.
+    /// Brings every node and block wanted into memory, from the disk cache or the home.
     fn fetch<'a>(&'a self, wanted: &'a Wanted, class: Class) -> Fetching<'a>;
 
     /// Seals a value into a block that this device keeps until it is at home; blocks on the disk.
@@ -78,4 +84,14 @@ pub trait Source: NodeSource + Debug + Send + Sync {
     /// # Errors
     /// The disk is full: nothing is lost, but it is not durable either.
     fn sync(&self) -> Result<(), Errno>;
+
+    /// Gives back `missing` bytes of room on the disk, or nothing if it has not got as much to give.
+    fn make_room(&self, _missing: u64) -> MakingRoom<'_> {
+        Box::pin(std::future::ready(false))
+    }
+
+    /// Bytes that could be given back; never blocks.
+    fn evictable(&self) -> u64 {
+        0
+    }
 }

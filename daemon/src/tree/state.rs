@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use super::pending::Pending;
 use super::room::Room;
+use super::source::Wanted;
+use super::view::Failure;
 use crate::arena::Arena;
 use crate::journal::Head;
 
@@ -85,13 +87,15 @@ impl State {
         true
     }
 
-    /// Grants `len` more dirty bytes, or refuses before anything was accepted.
-    pub(super) fn grant(&mut self, len: u64) -> Result<(), Errno> {
-        if self.room.grant(len, self.overlay.dirty_bytes()) {
-            Ok(())
-        } else {
-            Err(Errno::NOSPC)
-        }
+    /// Grants `len` more dirty bytes, or says before anything was accepted how much room is wanted.
+    pub(super) fn grant(&mut self, len: u64) -> Result<(), Failure> {
+        let granted = self.room.grant(len, self.overlay.dirty_bytes());
+        granted.map_err(|room| {
+            Failure::Absent(Wanted {
+                room,
+                ..Wanted::default()
+            })
+        })
     }
 
     /// Writes dirty bytes of a file into the arena and the overlay.

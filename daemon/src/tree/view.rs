@@ -31,7 +31,7 @@ impl From<ReadError> for Failure {
         match error {
             ReadError::Absent(Absent(nodes)) => Self::Absent(Wanted {
                 nodes,
-                blocks: Vec::new(),
+                ..Wanted::default()
             }),
             ReadError::Misplaced(_) => {
                 tracing::error!(%error, "the image's index is corrupt");

@@ -36,8 +36,8 @@ impl Tree {
             Some(Value::Xattr(Xattr::Block(reference))) => match self.source.block(&reference) {
                 Some(value) => Ok(value.to_vec()),
                 None => Err(Failure::Absent(Wanted {
-                    nodes: Vec::new(),
                     blocks: vec![reference],
+                    ..Wanted::default()
                 })),
             },
             _ => Err(Errno::NODATA.into()),

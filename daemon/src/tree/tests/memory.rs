@@ -1,6 +1,7 @@
 //! A home in memory and the simplest sealer: every changed block anew, small files inline.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,13 +18,17 @@ use img_types::object::ObjectKind;
 use rustix::io::Errno;
 
 use super::super::durable::Closed;
-use super::super::source::{Fetching, Source, SourceError, Wanted};
+use super::super::source::{Fetching, MakingRoom, Source, SourceError, Wanted};
 
 /// All nodes and blocks there are, and which of them are at hand.
 #[derive(Debug)]
 pub(super) struct Memory {
     keys: KeyRing,
     objects: Mutex<Objects>,
+    /// Free bytes of the disk, where a test says so.
+    pub(super) free: Arc<AtomicU64>,
+    /// Bytes that it can give back.
+    pub(super) evictable: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +56,8 @@ impl Memory {
         Self {
             keys: KeyRing::new(KeyEpoch(0), HomeSecret::from_bytes([1; 32])),
             objects: Mutex::default(),
+            free: Arc::default(),
+            evictable: AtomicU64::new(0),
         }
     }
 
@@ -211,6 +218,21 @@ impl Source for Memory {
     fn sync(&self) -> Result<(), Errno> {
         self.objects.lock().unwrap().unsynced = false;
         Ok(())
+    }
+
+    fn make_room(&self, missing: u64) -> MakingRoom<'_> {
+        let given = if missing <= self.evictable() {
+            missing
+        } else {
+            0
+        };
+        self.evictable.fetch_sub(given, Ordering::SeqCst);
+        self.free.fetch_add(given, Ordering::SeqCst);
+        Box::pin(std::future::ready(given > 0))
+    }
+
+    fn evictable(&self) -> u64 {
+        self.evictable.load(Ordering::SeqCst)
     }
 }
 
