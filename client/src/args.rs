@@ -118,6 +118,12 @@ pub(crate) enum Command {
         #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
         checkout: CheckoutRef,
     },
+    /// Show what this device has on its disk, and set how much that may be
+    Cache {
+        /// Keep at most this much, from now on; evicts what is over it
+        #[arg(long, value_name = "SIZE", value_parser = values::size)]
+        limit: Option<u64>,
+    },
     /// Show an image's history
     Log {
         /// The image
@@ -308,6 +314,7 @@ mod tests {
                 "30d",
             ],
             &["imgctl", "rename", "vm", ""],
+            &["imgctl", "cache", "--limit", "20 apples"],
             &["imgctl", "join", "imgctl-invite-x", "--name", "my laptop"],
             &["imgctl", "steal", "vm"],
         ] {

@@ -27,6 +27,26 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
+/// Parses a size such as `64K` or `20G`, in powers of 1024; a bare number is bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let unit = match &text[digits.len()..] {
+        "" => Some(1),
+        "K" => Some(1 << 10),
+        "M" => Some(1 << 20),
+        "G" => Some(1 << 30),
+        "T" => Some(1_u64 << 40),
+        _ => None,
+    };
+    let count = Some(digits)
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse::<u64>().ok());
+    count
+        .zip(unit)
+        .and_then(|(count, unit)| count.checked_mul(unit))
+        .ok_or_else(|| "a size looks like 64K, 512M or 20G".to_owned())
+}
+
 /// Checks the text that names a commit: a full id, a prefix of 6 or more digits, `head`, `head~2`.
 pub(crate) fn commit(text: &str) -> Result<String, String> {
     let back = text.strip_prefix("head").map(|rest| {
@@ -115,6 +135,32 @@ mod tests {
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
         for bad in ["", "soon", "0s", "-3h", "3"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("64K", 65_536),
+            ("20G", 20 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "G",
+            "-1G",
+            "+1",
+            "1GK",
+            "20 G",
+            "20g",
+            "1.5G",
+            "99999999T",
+            "9€",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
         }
     }
 

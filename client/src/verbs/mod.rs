@@ -1,5 +1,6 @@
 //! One module per verb, or per few that belong together.
 
+mod cache;
 mod checkout;
 mod checkpoint;
 mod create;
@@ -96,6 +97,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Release { checkout, discard } => {
             release::release(&session, &checkout, discard).await
         }
+        Command::Cache { limit } => cache::cache(&session, limit).await,
         Command::Log { name, limit } => log::log(&session, &name, limit).await,
         Command::Export(args) => export::export(&session, args).await,
         Command::Leases => leases::leases(&session).await,

@@ -27,10 +27,14 @@ impl SmallDisk {
         Ok(Self { path })
     }
 
+    fn free(&self) -> Result<u64> {
+        let free = rustix::fs::statvfs(&self.path)?;
+        Ok(free.f_bavail * free.f_frsize)
+    }
+
     /// Takes room away until `mebibytes` are left.
     fn fill_up_to(&self, mebibytes: u64) -> Result<PathBuf> {
-        let free = rustix::fs::statvfs(&self.path)?;
-        let free = free.f_bavail * free.f_frsize;
+        let free = self.free()?;
         let ballast = self.path.join("ballast");
         let file = fs::File::create(&ballast)?;
         rustix::fs::fallocate(
@@ -107,6 +111,78 @@ fn a_device_without_room_refuses_writes_and_keeps_what_it_took() -> Result<()> {
         );
     }
     drop(a);
+    drop(disk);
+    Ok(())
+}
+
+#[test]
+fn what_was_read_takes_no_room_from_what_is_written() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    let folder = a.work().join("large");
+    fs::create_dir(&folder)?;
+    for n in 0..450 {
+        fs::write(folder.join(format!("old-{n}")), noise(1_000 + n, 1 << 20))?;
+    }
+    a.json(&["create", "vm", "--from", "large"])?;
+
+    let disk = SmallDisk::new(world.path("b"), 600)?;
+    let mut b = world.joined("b", &a)?;
+    let mount = b.checkout("vm", &[])?;
+    let read_all = || -> Result<()> {
+        for n in 0..450 {
+            let found = fs::read(mount.join(format!("old-{n}")))?;
+            ensure!(found == noise(1_000 + n, 1 << 20), "old-{n}");
+        }
+        Ok(())
+    };
+    read_all()?;
+    let free = disk.free()?;
+    ensure!(free > 400 << 20, "the cache left {} MiB", free >> 20);
+    let refused = b.fails(9, &["hydrate", "vm"])?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("does not fit"), "{message}");
+    let free = disk.free()?;
+    ensure!(free > 400 << 20, "hydrating left {} MiB", free >> 20);
+    let cache = b.json(&["cache"])?;
+    let evictable = cache["evictable_bytes"].as_u64();
+    ensure!(evictable > Some(40 << 20), "{cache}");
+
+    // As many as fit on a disk without a cache, and not 128, which would fit beside it.
+    let new = mount.join("new");
+    fs::create_dir(&new)?;
+    let taken = write_until_full(&new, 400)?;
+    ensure!((140..400).contains(&taken), "{taken} files were taken");
+    b.kill()?;
+    b.restart()?;
+    wait_for("the checkout to be mounted", || {
+        Ok(new.join("file-0").exists().then_some(()))
+    })?;
+    for n in 0..taken {
+        ensure!(
+            fs::read(new.join(format!("file-{n}")))? == noise(n, 1 << 20),
+            "file-{n}"
+        );
+    }
+    b.json(&["commit", "vm"])?;
+    read_all()?;
+    fs::write(mount.join("after"), noise(7, 20 << 20))?;
+    b.json(&["commit", "vm"])?;
+
+    let cache = b.json(&["cache", "--limit", "10M"])?;
+    ensure!(cache["used_bytes"].as_u64() <= Some(10 << 20), "{cache}");
+    b.stop()?;
+    b.restart()?;
+    let cache = b.json(&["cache"])?;
+    ensure!(cache["limit_bytes"] == 10 << 20, "{cache}");
+    wait_for("the checkout to be mounted", || {
+        Ok(mount.join("after").exists().then_some(()))
+    })?;
+    read_all()?;
+    let cache = b.json(&["cache"])?;
+    ensure!(cache["used_bytes"].as_u64() <= Some(10 << 20), "{cache}");
+    b.json(&["release", "vm"])?;
+    drop(b);
     drop(disk);
     Ok(())
 }
