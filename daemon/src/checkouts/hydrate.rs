@@ -149,3 +149,6 @@ pub(super) fn explain(error: &FetchError, name: &str) -> ApiError {
 
 /// Objects asked for at once: enough for a long link, in a few batches.
 const FETCHES_AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests;
