@@ -6,18 +6,22 @@ use img_records::{LogEntry, SignedReceipt};
 use img_types::bytes::Reader;
 use img_types::limits::DISK_RESERVE;
 use img_types::object::{self, ObjectKind};
-use img_types::{LogRoot, ObjectId};
+use img_types::{CommitId, DeviceId, LogRoot, ObjectId};
 
 use crate::calls::{Figures, figures};
+use crate::clock::RunningMillis;
 use crate::db::objects as rows;
-use crate::db::{self, Columns as _, OpenError, Stop};
+use crate::db::{self, Columns as _, OpenError, Stop, history};
 use crate::home::{Home, Places, StartError};
+use crate::objects::Read;
 use crate::proposal::Proposed;
 
 /// Rows looked at in one step.
 const STEP: i64 = 1_024;
 /// Findings that are told; a broken disk has millions.
 const FINDINGS_MAX: usize = 1_000;
+/// Pins that are listed one by one.
+const PINS_LISTED_MAX: u32 = 1_000;
 
 /// Why a home could not be checked.
 #[derive(Debug, thiserror::Error)]
@@ -55,18 +59,22 @@ pub struct Findings {
     pub log_entries: u64,
     /// What is wrong, each as a sentence.
     pub problems: Vec<String>,
+    /// How many more were found than are told.
+    pub untold: u64,
 }
 
 impl Findings {
     fn problem(&mut self, problem: String) {
         if self.problems.len() < FINDINGS_MAX {
             self.problems.push(problem);
+        } else {
+            self.untold += 1;
         }
     }
 }
 
 /// What a home holds, counted beside a running server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
     /// Live images.
     pub images: u64,
@@ -78,8 +86,23 @@ pub struct Usage {
     pub packs: u64,
     /// Commits that are kept for read-only checkouts.
     pub pins: u64,
+    /// The pins that end first.
+    pub first_pins: Vec<Pinned>,
+    /// Whether the home was restored from a backup, so that nothing may be collected.
+    pub restored: bool,
     /// Free bytes of the spool's disk, above what is kept in reserve.
     pub free_bytes: u64,
+}
+
+/// A commit that is kept for a read-only checkout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinned {
+    /// The commit.
+    pub commit: CommitId,
+    /// The device that reads it.
+    pub device: DeviceId,
+    /// Milliseconds of the home's running time that it is still kept; the device's next contact renews them.
+    pub remaining_ms: u64,
 }
 
 /// Counts what a home holds.
@@ -95,6 +118,16 @@ pub async fn usage(places: &Places) -> Result<Usage, OpenError> {
         packs,
         pins,
     } = figures(&mut connection).await?;
+    let home = sqlx::query("SELECT running_ms, restored FROM home")
+        .fetch_one(&mut connection)
+        .await?;
+    let now = RunningMillis(home.number(0)?);
+    let first_pins = history::pins(&mut connection, now, PINS_LISTED_MAX).await?;
+    let first_pins = first_pins.into_iter().map(|pin| Pinned {
+        commit: pin.commit,
+        device: pin.device,
+        remaining_ms: pin.remaining_ms,
+    });
     let free = rustix::fs::statvfs(places.folder.spool())
         .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     Ok(Usage {
@@ -103,11 +136,14 @@ pub async fn usage(places: &Places) -> Result<Usage, OpenError> {
         object_bytes,
         packs,
         pins,
+        first_pins: first_pins.collect(),
+        restored: home.number(1)? != 0,
         free_bytes: free.saturating_sub(DISK_RESERVE),
     })
 }
 
-/// Reads everything a home holds and verifies it. The home must not be served meanwhile.
+/// Reads everything a home holds and verifies it. The home must not be served meanwhile. Damaged objects count
+/// as absent afterwards.
 ///
 /// # Errors
 /// The home does not open, or the database fails; damage is no error but a finding.
@@ -161,12 +197,19 @@ async fn check_objects(home: &Home, findings: &mut Findings) -> Result<(), Check
         for (id, complete) in objects {
             let read = match located.get(&id) {
                 Some(place) => home.objects.read(id, *place).await,
-                None => Ok(None),
+                None => Ok(Read::Absent),
             };
             let bytes = match read {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => {
+                Ok(Read::Sound(bytes)) => bytes,
+                Ok(Read::Absent) => {
                     findings.problem(format!("object {id} is not where its row says"));
+                    continue;
+                }
+                Ok(Read::Damaged) => {
+                    findings.problem(format!(
+                        "object {id} is damaged and counts as absent from now on; \
+                         a device that has it sends it again"
+                    ));
                     continue;
                 }
                 Err(error) => {

@@ -150,7 +150,15 @@ impl Folder {
         self.path.join("objects")
     }
 
-    fn key_path(&self) -> PathBuf {
+    /// A folder that is being made.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Where the key lies.
+    pub(crate) fn key_path(&self) -> PathBuf {
         self.path.join("home.key")
     }
 
@@ -173,7 +181,8 @@ impl Folder {
     }
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
+/// Makes a folder, and those around it, that only its owner may look into.
+pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use img_records::{Roster, SigningSecret};
 use img_store::Packs;
 
+use crate::audit::Audit;
 use crate::calls;
 use crate::db::images::Moment;
 use crate::db::{Database, OpenError, Published, SharedRoster, Stop};
@@ -58,6 +59,7 @@ pub(crate) struct Home {
     pub(crate) ingest: Ingest,
     pub(crate) key: Arc<SigningSecret>,
     pub(crate) room: calls::Room,
+    pub(crate) audit: Audit,
     published: watch::Receiver<Published>,
     roster: watch::Receiver<SharedRoster>,
     _lock: FolderLock,
@@ -82,6 +84,7 @@ impl Home {
             ingest,
             key: Arc::new(key),
             room: calls::all_room(),
+            audit: Audit::default(),
             _lock: lock,
         })
     }
@@ -89,6 +92,9 @@ impl Home {
     /// Syncs what was taken in, finishes what is queued and closes the database.
     pub(crate) async fn close(&self) {
         self.ingest.stop().await;
+        if let Err(error) = self.audit.flush(self.db.writer()).await {
+            tracing::error!(%error, "refusals were not written down");
+        }
         self.db.close().await;
     }
 

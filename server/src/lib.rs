@@ -5,6 +5,8 @@
 //! The rules of leases and heads are `img-lease`'s, the bytes of records `img-records`', the wire is
 //! `img-net`'s and `img-proto`'s; `docs/protocol.md` describes how they meet here.
 
+mod audit;
+mod backup;
 mod calls;
 mod check;
 mod clock;
@@ -20,7 +22,8 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use check::{CheckError, Findings, Usage, check, usage};
+pub use backup::{BackupError, Copied, backup, restore};
+pub use check::{CheckError, Findings, Pinned, Usage, check, usage};
 pub use db::{Address, OpenError};
 pub use folder::{Folder, FolderError, FolderLock};
 pub use home::{Places, StartError};

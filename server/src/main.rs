@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use img_records::FoundingInvite;
-use imghome::{Address, Folder, FolderError, InitError, OpenError, Places, Running, StartError};
+use imghome::{
+    Address, BackupError, Folder, FolderError, InitError, OpenError, Places, Running, StartError,
+};
 use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,7 +60,28 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Verify everything a home holds; it must not be running.
+    /// Copy a home, running or not, into a folder; again into the same folder copies what is new.
+    Backup {
+        #[command(flatten)]
+        place: Place,
+        /// The folder of the backup: new, empty, or with this home's earlier backup.
+        to: PathBuf,
+        /// Where packs of objects are kept [default: DIR/objects].
+        #[arg(long, value_name = "DIR")]
+        objects: Option<PathBuf>,
+    },
+    /// Make a home in a new folder from a backup. All leases are void in it.
+    Restore {
+        /// The folder of the backup.
+        from: PathBuf,
+        /// The folder of the home: new or empty.
+        dir: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify everything a home holds; it must not be running. Damaged objects count as absent
+    /// afterwards, so that a device that has them sends them again.
     Check {
         #[command(flatten)]
         place: Place,
@@ -101,6 +124,7 @@ const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 const NOT_VERIFIED: u8 = 7;
 const NOT_ALLOWED: u8 = 8;
+const NO_ROOM: u8 = 9;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -124,12 +148,15 @@ fn main() -> ExitCode {
 
 impl Command {
     fn json(&self) -> bool {
-        let (Self::Init { place, .. }
-        | Self::Serve { place, .. }
-        | Self::Invite { place, .. }
-        | Self::Usage { place }
-        | Self::Check { place, .. }) = self;
-        place.json
+        match self {
+            Self::Init { place, .. }
+            | Self::Serve { place, .. }
+            | Self::Invite { place, .. }
+            | Self::Usage { place }
+            | Self::Backup { place, .. }
+            | Self::Check { place, .. } => place.json,
+            Self::Restore { json, .. } => *json,
+        }
     }
 }
 
@@ -159,6 +186,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 objects,
             } => serve(&place, objects, listen).await,
             Command::Usage { place } => usage(&place).await,
+            Command::Backup { place, to, objects } => {
+                let copied = imghome::backup(&place.places(objects)?, &to).await?;
+                show_copied(&copied, place.json, &format!("Backed up to {}", to.display()))
+            }
+            Command::Restore { from, dir, json } => {
+                let copied = imghome::restore(&from, &dir).await?;
+                let done = format!("Restored to {}", dir.display());
+                let code = show_copied(&copied, json, &done)?;
+                if !json {
+                    print(&format!(
+                        "All leases are void: devices take them anew. Run the home with: imghome serve {}",
+                        dir.display()
+                    ))?;
+                }
+                Ok(code)
+            }
             Command::Check { place, objects } => check(&place, objects).await,
         }
     });
@@ -202,16 +245,57 @@ async fn usage(place: &Place) -> anyhow::Result<ExitCode> {
                 "object_bytes": usage.object_bytes,
                 "packs": usage.packs,
                 "free_bytes": usage.free_bytes,
+                "pins": usage.pins,
+                "first_pins": usage.first_pins.iter().map(pinned).collect::<Vec<_>>(),
+                "collection_off": usage.restored,
             })
             .to_string(),
         )?;
     } else {
         print(&format!(
-            "{} images, {} objects with {} bytes, {} packs; {} bytes are free for more",
-            usage.images, usage.objects, usage.object_bytes, usage.packs, usage.free_bytes
+            "{} images, {} objects with {}, {} packs; {} are free for more. \
+             {} commits are kept for read-only checkouts.",
+            usage.images,
+            usage.objects,
+            size(usage.object_bytes),
+            usage.packs,
+            size(usage.free_bytes),
+            usage.pins
         ))?;
+        if usage.restored {
+            print("This home was restored from a backup: nothing may be collected in it.")?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show_copied(copied: &imghome::Copied, json: bool, done: &str) -> anyhow::Result<ExitCode> {
+    if json {
+        print(
+            &json!({
+                "files": copied.files,
+                "bytes": copied.bytes,
+                "kept": copied.kept,
+                "problems": copied.problems,
+            })
+            .to_string(),
+        )?;
+    } else {
+        for problem in &copied.problems {
+            print(problem)?;
+        }
+        print(&format!(
+            "{done}: {} files with {} were copied, {} packs were there already, {} problems.",
+            copied.files,
+            size(copied.bytes),
+            copied.kept,
+            copied.problems.len()
+        ))?;
+    }
+    Ok(match copied.problems.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(NOT_VERIFIED),
+    })
 }
 
 async fn check(place: &Place, objects: Option<PathBuf>) -> anyhow::Result<ExitCode> {
@@ -224,6 +308,7 @@ async fn check(place: &Place, objects: Option<PathBuf>) -> anyhow::Result<ExitCo
                 "commits": findings.commits,
                 "log_entries": findings.log_entries,
                 "problems": findings.problems,
+                "problems_not_told": findings.untold,
             })
             .to_string(),
         )?;
@@ -232,18 +317,46 @@ async fn check(place: &Place, objects: Option<PathBuf>) -> anyhow::Result<ExitCo
             print(problem)?;
         }
         print(&format!(
-            "{} objects with {} bytes, {} commits and {} log entries are sound; {} problems",
+            "{} objects with {}, {} commits and {} log entries are sound; {} problems{}",
             findings.objects,
-            findings.object_bytes,
+            size(findings.object_bytes),
             findings.commits,
             findings.log_entries,
-            findings.problems.len()
+            findings.problems.len() as u64 + findings.untold,
+            match findings.untold {
+                0 => String::new(),
+                untold => format!(", of which {untold} are not told above"),
+            }
         ))?;
     }
     if findings.problems.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
         Ok(ExitCode::from(NOT_VERIFIED))
+    }
+}
+
+fn pinned(pin: &imghome::Pinned) -> serde_json::Value {
+    json!({
+        "commit": pin.commit.to_string(),
+        "device": pin.device.to_string(),
+        "remaining_ms": pin.remaining_ms,
+    })
+}
+
+/// Bytes for people, in the largest unit that leaves at least one.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut size = (bytes as f64, "bytes");
+    for unit in UNITS {
+        if size.0 < 1024.0 {
+            break;
+        }
+        size = (size.0 / 1024.0, unit);
+    }
+    match size {
+        (bytes, "bytes") => format!("{bytes} bytes"),
+        (count, unit) => format!("{count:.1} {unit}"),
     }
 }
 
@@ -293,16 +406,28 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return WRONG_USAGE;
     }
     match error.downcast_ref() {
+        Some(BackupError::Folder(_)) => return WRONG_USAGE,
+        Some(BackupError::NotABackup(_) | BackupError::OtherHome(_) | BackupError::NoBackup(_)) => {
+            return WRONG_USAGE;
+        }
+        Some(full) if full.is_full() => return NO_ROOM,
+        _ => {}
+    }
+    match error.downcast_ref() {
         Some(InitError::Founded) => return NOT_ALLOWED,
         Some(InitError::Address(_) | InitError::Folder(_)) => return WRONG_USAGE,
         _ => {}
     }
+    let backed_up = match error.downcast_ref() {
+        Some(BackupError::Database(error)) => Some(error),
+        _ => None,
+    };
     let opened = match error.downcast_ref() {
         Some(StartError::Database(error)) => Some(error),
         Some(StartError::Folder(_)) => return WRONG_USAGE,
         _ => error.downcast_ref(),
     };
-    match opened {
+    match backed_up.or(opened) {
         Some(OpenError::Damaged(_) | OpenError::Roster(_)) => NOT_VERIFIED,
         Some(OpenError::UnknownAddress(_)) => WRONG_USAGE,
         _ => FAILED,

@@ -11,8 +11,8 @@ use img_records::{Receipt, Roster, Signed, SignedDescriptor, SignedReceipt, Sign
 use img_types::limits::STAGED_PER_IMAGE_MAX;
 use img_types::{CheckoutId, Epoch, ImageId, ObjectId, Token};
 
-use super::image;
 use super::transaction::{Context, refused};
+use super::{image, restore};
 use crate::db::{Stop, effects, history, images, objects, uploads};
 use crate::proposal::{Proposed, bad, roster_seq};
 
@@ -142,6 +142,7 @@ pub(super) async fn new_branch(
 /// A commit that a device gives back, with the receipt that this home's key once signed for it.
 pub(super) struct Returned {
     proposed: Proposed,
+    receipt: Receipt,
 }
 
 /// Checks that every commit comes with its receipt.
@@ -159,7 +160,8 @@ pub(super) fn returned(
             && told.image == proposal.image
             && told.seq == proposal.seq;
         if fits {
-            Ok(Returned { proposed })
+            let receipt = receipt.record;
+            Ok(Returned { proposed, receipt })
         } else {
             Err(Refusal::BadRecord(
                 "a receipt is another commit's".to_owned(),
@@ -175,6 +177,12 @@ pub(super) async fn readmit(
     image: ImageId,
     commits: &[Returned],
 ) -> Result<Answer, Stop> {
+    for commit in commits {
+        if restore::begin_if_proved(context.tx, &commit.receipt).await? {
+            context.moment = context.tx.moment()?;
+            context.caller.incarnation = context.moment.incarnation;
+        }
+    }
     let image = context.live_image(image).await?;
     let mut unknown = Vec::new();
     for commit in commits {

@@ -39,6 +39,7 @@ pub(super) async fn hello(
             if earlier.is_none() {
                 devices::add_daemon(tx, device, daemon).await?;
             }
+            history::renew_pins(tx, device).await?;
             Ok((Some(daemon.instance), Ok((daemon.instance, at_seen))))
         })
     });

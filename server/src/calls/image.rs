@@ -19,6 +19,14 @@ pub(super) async fn create(
 ) -> Result<Answer, Stop> {
     let record = &descriptor.record;
     let named = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+    let bytes = descriptor.to_bytes();
+    let begun = named
+        .as_ref()
+        .filter(|named| named.state.image == record.image && named.state.head.is_none());
+    if begun.is_some_and(|begun| begun.descriptor != bytes) {
+        let why = "this image was begun with another descriptor".to_owned();
+        return Err(Refusal::BadRecord(why).into());
+    }
     let named = named.map(|named| named.state);
     let terms = terms_of(terms);
     let creation = grantor::create(

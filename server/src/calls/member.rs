@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use img_proto::call::AdminCommand;
 use img_proto::{Answer, Call, Refusal};
-use img_records::Role;
 use img_types::{RequestId, UploadId};
 
 use super::{Daemon, enrol, read, transaction, wait};
@@ -51,15 +50,14 @@ pub(super) async fn answer(
             });
             close.await.map(|()| Answer::Done)
         }
-        Call::Admin {
-            command: AdminCommand::Usage,
-        } => {
-            let roster = home.roster()?;
-            let member = roster.member(&daemon.device).ok_or(Refusal::NotMember)?;
-            if member.member.role != Role::Admin {
+        Call::Admin { command } => {
+            if !home.roster()?.is_admin(&daemon.device) {
                 return Err(Refusal::NotAdmin.into());
             }
-            read::usage(home).await
+            match command {
+                AdminCommand::Usage => read::usage(home).await,
+                AdminCommand::Audit { before, limit } => read::audit(home, before, limit).await,
+            }
         }
         _ => Err(Refusal::Malformed("this call needs a stream of its own".to_owned()).into()),
     }

@@ -12,6 +12,7 @@ mod lease;
 mod member;
 mod pins;
 mod read;
+mod restore;
 mod steal;
 mod transaction;
 mod transfer;
@@ -24,11 +25,13 @@ use img_proto::{Answer, Call, Refusal, Reply, Request};
 use img_types::{DeviceId, Instance};
 use tokio::sync::Semaphore;
 
+use crate::audit::Subject;
 use crate::db::Stop;
 use crate::home::Home;
 
 pub(crate) use enrol::founding_hash;
 pub(crate) use read::{Figures, figures};
+pub(crate) use restore::begin as begin_incarnation;
 pub(crate) use transaction::tidy;
 pub(crate) use transfer::{Room, all_room, serve};
 pub(crate) use wait::WAIT_MAX;
@@ -118,7 +121,9 @@ impl Session {
 pub(crate) async fn answer(home: &Arc<Home>, session: &Session, request: Request) -> Reply {
     let before = home.standing();
     let mutates = request.call.mutates();
+    let subject = Subject::of(&request.call);
     let result = decide(home, session, request).await;
+    note(home, session, &subject, &result);
     // A mutating call is answered with a standing that has its effect; a read with one that its
     // rows are at least as new as.
     let at = if mutates { home.standing() } else { before };
@@ -155,6 +160,15 @@ pub(crate) fn refusal(stop: Stop) -> Refusal {
     }
 }
 
+/// Writes down what was refused.
+fn note<T>(home: &Home, session: &Session, subject: &Subject, result: &Result<T, Stop>) {
+    if let Err(Stop::Refused(why)) = result {
+        let roster = home.roster().ok();
+        let device = roster.and_then(|roster| roster.by_tls(&session.tls));
+        home.audit.refused(device, subject, why);
+    }
+}
+
 async fn decide(home: &Arc<Home>, session: &Session, request: Request) -> Result<Answer, Stop> {
     match request.call {
         Call::Hello { nonce, seen } => hello::hello(home, session, nonce, seen).await,
@@ -167,6 +181,7 @@ async fn decide(home: &Arc<Home>, session: &Session, request: Request) -> Result
         Call::RecoverAppend { proof, entry } => {
             enrol::recover_append(home, session, &proof, entry).await
         }
+        Call::ShowReceipt { receipt } => restore::shown(home, session, &receipt).await,
         call => {
             let daemon = session.daemon(home)?;
             member::answer(home, daemon, request.id, call).await

@@ -9,7 +9,7 @@ use img_types::limits::{IDS_PER_REQUEST_MAX, RECORDS_PER_REPLY_MAX};
 use img_types::{CommitId, DeviceId, ImageId, ObjectId, Seq, UploadId};
 
 use crate::db::images::Image;
-use crate::db::{Columns as _, Stop, history, images, objects, uploads};
+use crate::db::{Columns as _, Stop, audit, history, images, objects, uploads};
 use crate::home::Home;
 use crate::objects::prove as prove_path;
 use crate::proposal::Proposed;
@@ -169,6 +169,22 @@ pub(super) async fn usage(home: &Arc<Home>) -> Result<Answer, Stop> {
         packs: figures.packs,
         pins: figures.pins,
     })
+}
+
+/// What was refused or taken by force, newest first, up to this moment.
+pub(super) async fn audit(
+    home: &Arc<Home>,
+    before: Option<u64>,
+    limit: u32,
+) -> Result<Answer, Stop> {
+    home.audit.flush(home.db.writer()).await?;
+    let wanted = (limit as usize).min(RECORDS_PER_REPLY_MAX);
+    let limit = u32::try_from(wanted + 1).unwrap_or(u32::MAX);
+    let mut connection = home.db.reads().acquire().await?;
+    let mut entries = audit::list(&mut connection, before, limit).await?;
+    let more = entries.len() > wanted;
+    entries.truncate(wanted);
+    Ok(Answer::Audit { entries, more })
 }
 
 /// What a home holds.

@@ -1,16 +1,41 @@
 //! Steal: taking a lease over, and keeping what the loser had as a branch.
 
+use bytes::Bytes;
 use img_lease::Terms;
 use img_lease::grantor::{self, Expectation};
-use img_proto::{Answer, StealExpectation};
+use img_proto::{Answer, Refusal, StealExpectation};
 use img_records::SignedDescriptor;
+use img_types::limits::MESSAGE_LEN_MAX;
 use img_types::{CheckoutId, ImageId};
 
 use super::commit;
 use super::lease::granted;
 use super::transaction::{Context, refused};
 use crate::db::Stop;
+use crate::db::audit::{self, Noted};
 use crate::proposal::Proposed;
+
+/// Longest sealed reason: a message with its seal.
+const REASON_LEN_MAX: usize = MESSAGE_LEN_MAX + 256;
+
+/// Keeps the reason, for the admins and the loser.
+pub(super) async fn note(
+    context: &mut Context<'_>,
+    image: ImageId,
+    reason: Bytes,
+) -> Result<(), Stop> {
+    if reason.len() > REASON_LEN_MAX {
+        return Err(Refusal::OverLimit("reason of a steal".to_owned()).into());
+    }
+    let noted = Noted {
+        device: Some(context.caller.device),
+        image: Some(image),
+        call: "Steal",
+        refusal: None,
+        reason,
+    };
+    audit::insert(context.tx, &[noted]).await
+}
 
 /// Takes the lease by force; with a branch, all of it is one transaction.
 pub(super) async fn steal(

@@ -169,6 +169,7 @@ impl Context<'_> {
                     checkout,
                     terms,
                     expect,
+                    reason,
                     ..
                 },
                 records,
@@ -177,7 +178,10 @@ impl Context<'_> {
                     Records::Branch(branch) => Some(*branch),
                     _ => None,
                 };
-                steal::steal(self, image, checkout, terms_of(terms), &expect, branch).await
+                let stolen =
+                    steal::steal(self, image, checkout, terms_of(terms), &expect, branch).await?;
+                steal::note(self, image, reason).await?;
+                Ok(stolen)
             }
             (Call::Pin { commit, checkout }, _) => pins::pin(self, commit, checkout).await,
             (Call::Unpin { commit, checkout }, _) => pins::unpin(self, commit, checkout).await,
@@ -270,6 +274,7 @@ pub(super) fn terms_of(terms: LeaseTerms) -> img_lease::Terms {
 /// What happens by itself as time passes: leases lapse, staged records, pins, invites, sessions and
 /// outcomes run out. It also persists the running clock.
 pub(crate) async fn tidy(home: &Home) -> Result<(), Stop> {
+    home.audit.flush(home.db.writer()).await?;
     let founded = home.roster().is_ok();
     home.db
         .writer()

@@ -15,7 +15,8 @@ use img_types::{ObjectId, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::{Session, answer, refusal, reply};
+use super::{Session, answer, note, refusal, reply};
+use crate::audit::Subject;
 use crate::db::{Stop, uploads};
 use crate::home::Home;
 use crate::ingest::{BATCH_BYTES_MAX, BATCH_MAX, Verified};
@@ -285,8 +286,9 @@ async fn last_word(
     mut stream: RequestStream,
     stop: Stop,
 ) -> Result<(), StreamError> {
-    let at = home.standing();
-    stream.reply(&reply(home, session, at, Err(stop))).await?;
+    let (at, result) = (home.standing(), Err(stop));
+    note(home, session, &Subject::objects(), &result);
+    stream.reply(&reply(home, session, at, result)).await?;
     stream.finish();
     Ok(())
 }

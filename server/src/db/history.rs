@@ -3,6 +3,7 @@
 use img_lease::Pin;
 use img_lease::grantor::History;
 use img_proto::Standing;
+use img_types::limits::KEPT_AFTER_LOSS;
 use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LogPosition, LogRoot, Seq};
 use sqlx::SqliteConnection;
 
@@ -161,6 +162,41 @@ pub(crate) async fn set_pin(tx: &mut Tx, pin: &Pin) -> Result<(), Stop> {
     .execute(tx.sql())
     .await?;
     Ok(())
+}
+
+/// Lets the pins of a device that was heard of count anew.
+pub(crate) async fn renew_pins(tx: &mut Tx, device: DeviceId) -> Result<(), Stop> {
+    let kept_ms = u64::try_from(KEPT_AFTER_LOSS.as_millis()).unwrap_or(u64::MAX);
+    let until = tx.now().plus(kept_ms);
+    sqlx::query("UPDATE pins SET until_ms = $2 WHERE device = $1")
+        .bind(&device.as_bytes()[..])
+        .bind(big(until.0))
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
+/// Pins in the order of their ends, each with the milliseconds that it still holds at `now`.
+pub(crate) async fn pins(
+    connection: &mut SqliteConnection,
+    now: RunningMillis,
+    limit: u32,
+) -> sqlx::Result<Vec<Pin>> {
+    let rows = sqlx::query(
+        "SELECT id, checkout, device, until_ms FROM pins ORDER BY until_ms, id LIMIT $1",
+    )
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    let pins = rows.iter().map(|row| {
+        Ok(Pin {
+            commit: row.id(0, CommitId::from_bytes)?,
+            checkout: row.id(1, CheckoutId::from_bytes)?,
+            device: row.id(2, DeviceId::from_bytes)?,
+            remaining_ms: RunningMillis(row.number(3)?).since(now),
+        })
+    });
+    pins.collect()
 }
 
 /// Ends a pin.

@@ -4,6 +4,7 @@
 //! the log's end and the roster, which the writer publishes after each durable transaction. The
 //! tables are described in `schema.sql`, the order of durable writes in `docs/protocol.md`.
 
+pub(crate) mod audit;
 mod batch;
 pub(crate) mod devices;
 pub(crate) mod effects;
@@ -33,7 +34,7 @@ pub(crate) use tx::{NO_IMAGE, Stop, Tx};
 pub(crate) use writer::{Published, Writer};
 
 /// Version of the tables; another one needs a migration.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Before this version two connections could lose a write when one reset the write-ahead log.
 const SQLITE_VERSION_MIN: (u32, u32, u32) = (3, 51, 3);
 /// Connections that only read; each costs a thread and a page cache.
@@ -53,7 +54,10 @@ pub enum OpenError {
     #[error("SQLite {0} can lose acknowledged data; 3.51.3 or newer is needed")]
     SqliteTooOld(String),
     /// The tables are of another version.
-    #[error("the database has version {0}, this imghome works with version {SCHEMA_VERSION}")]
+    #[error(
+        "the database has version {0}, this imghome works with version {SCHEMA_VERSION}; an older one is \
+         brought up to it by: imghome serve"
+    )]
     OtherVersion(i64),
     /// SQLite found damage.
     #[error("the database is damaged: {0}; restore it from a backup")]
@@ -113,15 +117,14 @@ pub(crate) async fn create(address: &Address, home: &NewHome<'_>) -> Result<(), 
     let options = address.options().create_if_missing(true);
     let mut connection = options.connect().await?;
     check_version(&mut connection).await?;
-    // Only an INTEGER key is SQLite's own row number; a BIGINT one would be a second index.
-    let schema = include_str!("schema.sql").replace("BIGINT PRIMARY KEY", "INTEGER PRIMARY KEY");
+    let schema = for_sqlite(include_str!("schema.sql"));
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql(AssertSqlSafe(schema))
         .execute(&mut *transaction)
         .await?;
     sqlx::query(
         "INSERT INTO home (one, schema_version, name, address, incarnation, founding_hash, \
-         running_ms) VALUES (1, $1, $2, $3, $4, $5, 0)",
+         running_ms, restored) VALUES (1, $1, $2, $3, $4, $5, 0, 0)",
     )
     .bind(SCHEMA_VERSION)
     .bind(home.name)
@@ -145,7 +148,10 @@ pub(crate) struct Database {
 impl Database {
     /// Opens the database, checks it, and starts the writer.
     pub(crate) async fn open(address: &Address) -> Result<Self, OpenError> {
-        let mut connection = connect(address).await?;
+        let mut connection = address.options().connect().await?;
+        check_version(&mut connection).await?;
+        upgrade(&mut connection).await?;
+        check_schema(&mut connection).await?;
         let damage: String = sqlx::query_scalar("PRAGMA quick_check(1)")
             .fetch_one(&mut connection)
             .await?;
@@ -183,13 +189,38 @@ impl Database {
 pub(crate) async fn connect(address: &Address) -> Result<SqliteConnection, OpenError> {
     let mut connection = address.options().connect().await?;
     check_version(&mut connection).await?;
-    let version: i64 = sqlx::query_scalar("SELECT schema_version FROM home")
-        .fetch_one(&mut connection)
-        .await?;
-    if version != SCHEMA_VERSION {
-        return Err(OpenError::OtherVersion(version));
-    }
+    check_schema(&mut connection).await?;
     Ok(connection)
+}
+
+async fn schema_version(connection: &mut SqliteConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar("SELECT schema_version FROM home")
+        .fetch_one(connection)
+        .await
+}
+
+async fn check_schema(connection: &mut SqliteConnection) -> Result<(), OpenError> {
+    match schema_version(connection).await? {
+        SCHEMA_VERSION => Ok(()),
+        version => Err(OpenError::OtherVersion(version)),
+    }
+}
+
+/// Brings the tables of an earlier version to this one.
+async fn upgrade(connection: &mut SqliteConnection) -> Result<(), OpenError> {
+    if schema_version(&mut *connection).await? == 1 {
+        let mut transaction = connection.begin().await?;
+        sqlx::raw_sql(AssertSqlSafe(for_sqlite(include_str!("from_1.sql"))))
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+/// Only an INTEGER key is SQLite's own row number; a BIGINT one would be a second index.
+fn for_sqlite(sql: &str) -> String {
+    sql.replace("BIGINT PRIMARY KEY", "INTEGER PRIMARY KEY")
 }
 
 async fn check_version(connection: &mut SqliteConnection) -> Result<(), OpenError> {

@@ -161,6 +161,26 @@ pub(crate) async fn locate(
     Ok(found)
 }
 
+/// Forgets an object whose bytes are damaged where its row says, so that it counts as absent. What was complete
+/// with it stays so: new work upon it can still be committed, and a device that has the object sends it again.
+pub(crate) async fn lose(tx: &mut Tx, id: ObjectId, located: Located) -> Result<(), Stop> {
+    let row = sqlx::query(
+        "DELETE FROM objects WHERE id = $1 AND store = $2 AND start = $3 RETURNING number",
+    )
+    .bind(&id.as_bytes()[..])
+    .bind(big(located.store.0))
+    .bind(big(located.place.offset))
+    .fetch_optional(tx.sql())
+    .await?;
+    if let Some(row) = row {
+        sqlx::query("DELETE FROM waits WHERE parent = $1")
+            .bind(big(row.number(0)?))
+            .execute(tx.sql())
+            .await?;
+    }
+    Ok(())
+}
+
 /// Moves objects from a spool into a pack.
 pub(crate) async fn relocate(
     tx: &mut Tx,

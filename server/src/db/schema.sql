@@ -9,7 +9,9 @@ CREATE TABLE home (
     address TEXT NOT NULL,
     incarnation BYTEA NOT NULL,
     founding_hash BYTEA NOT NULL,
-    running_ms BIGINT NOT NULL
+    running_ms BIGINT NOT NULL,
+    -- 1 after a restore: nothing may be collected.
+    restored BIGINT NOT NULL
 );
 
 -- The roster, and the log of everything acknowledged with the chain's root after each entry.
@@ -49,6 +51,18 @@ CREATE TABLE invites (
     until_ms BIGINT NOT NULL,
     request BYTEA,
     answer BYTEA
+);
+
+-- What was refused or taken by force. It is in no chain and of bounded length; no device stands for a
+-- machine that was never on the roster.
+CREATE TABLE audit (
+    number BIGINT PRIMARY KEY,
+    time_ms BIGINT NOT NULL,
+    device BYTEA,
+    image BYTEA,
+    call TEXT NOT NULL,
+    refusal TEXT,
+    reason BYTEA NOT NULL
 );
 
 -- Images, their leases and their history. An image's row is never deleted: it keeps the epoch. What

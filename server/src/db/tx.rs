@@ -180,6 +180,17 @@ impl Tx {
         self.roster = Some(Arc::new(roster));
     }
 
+    /// Gives the database another incarnation after a restore. Nothing may be collected from then on: what
+    /// devices still have may name objects that no row knows.
+    pub(crate) async fn set_incarnation(&mut self, incarnation: Incarnation) -> sqlx::Result<()> {
+        sqlx::query("UPDATE home SET incarnation = $1, restored = 1")
+            .bind(&incarnation.as_bytes()[..])
+            .execute(&mut self.connection)
+            .await?;
+        self.published.standing.incarnation = incarnation;
+        Ok(())
+    }
+
     /// Numbers the next object.
     pub(crate) fn number_object(&mut self) -> u64 {
         let number = self.next_object;

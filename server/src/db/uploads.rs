@@ -93,6 +93,12 @@ pub(crate) async fn close(tx: &mut Tx, upload: UploadId, device: DeviceId) -> Re
     Ok(())
 }
 
+/// Ends all sessions: what their devices were told is here may not be here any more.
+pub(crate) async fn forget(tx: &mut Tx) -> Result<(), Stop> {
+    sqlx::query("DELETE FROM uploads").execute(tx.sql()).await?;
+    Ok(())
+}
+
 /// Ends the sessions that have been idle for too long.
 pub(crate) async fn expire(tx: &mut Tx) -> Result<(), Stop> {
     let Some(before) = tx.now().0.checked_sub(idle_max_ms()) else {

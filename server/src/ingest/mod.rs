@@ -22,6 +22,8 @@ use img_types::object::{ObjectKind, Parsed};
 use img_types::{ObjectId, UploadId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+pub(crate) use spooler::path as spool_path;
+
 use crate::db::{Database, Stop};
 use crate::objects::Objects;
 

@@ -37,7 +37,7 @@ pub(super) struct OpenSpool {
 }
 
 /// The path of a spool.
-pub(super) fn path(folder: &Path, number: StoreNumber) -> PathBuf {
+pub(crate) fn path(folder: &Path, number: StoreNumber) -> PathBuf {
     folder.join(format!("{:012}.spool", number.0))
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use img_store::Place;
 use img_types::ObjectId;
 
-use super::Objects;
+use super::{Objects, Read, sound};
 use crate::db::Stop;
 use crate::db::objects::Located;
 
@@ -77,17 +77,23 @@ impl Run {
                 let end = start + located.place.len as usize;
                 (end <= bytes.len()).then(|| bytes.slice(start..end))
             };
-            let slices = self
-                .parts
-                .iter()
-                .map(|(_, located)| located.and_then(slice));
-            return slices.map(Ok).collect();
+            let slices = self.parts.iter().filter_map(|(id, located)| {
+                let bytes = located.and_then(slice)?;
+                Some((*id, bytes))
+            });
+            let slices: Vec<_> = slices.collect();
+            if slices.len() == self.parts.len()
+                && let Ok(sound) = sound(slices).await
+                && sound.iter().all(Option::is_some)
+            {
+                return sound.into_iter().map(Ok).collect();
+            }
         }
-        // One at a time: some may have moved, or lie in a damaged part of a pack.
+        // One at a time: some may have moved, or are damaged.
         let mut read = Vec::with_capacity(self.parts.len());
         for (id, located) in self.parts {
             read.push(match located {
-                Some(located) => objects.read(id, located).await,
+                Some(located) => objects.read(id, located).await.map(Read::sound),
                 None => Ok(None),
             });
         }

@@ -165,8 +165,69 @@ async fn full_spools_become_packs_that_are_read_and_checked() {
     bytes[1_000_000] ^= 1;
     std::fs::write(pack.path(), bytes).unwrap();
     let findings = crate::check(&home.places()).await.unwrap();
-    assert_eq!(findings.problems.len(), 1);
-    assert!(findings.problems[0].contains("damaged"));
+    let [damaged, incomplete] = &findings.problems[..] else {
+        panic!("{:?}", findings.problems);
+    };
+    assert!(damaged.contains("is damaged and counts as absent"));
+    assert!(incomplete.contains(&format!("{root} counts as complete without")));
+    // From then on it is asked for, and a device that has it makes the home whole again.
+    home.resume().await;
+    let founder = home.member(&founder.device).await;
+    founder.push(&objects).await.unwrap();
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!(findings.problems, Vec::<String>::new());
+    assert_eq!(findings.objects, 331);
+}
+
+#[tokio::test]
+async fn an_object_that_is_read_damaged_is_asked_for_again() {
+    let (home, founder) = TestHome::founded().await;
+    image(&home, &founder, 1).await;
+    let tree = tree(1, 2, 3);
+    let spools = std::fs::read_dir(home.path.join("spool")).unwrap();
+    let path = spools.map(|entry| entry.unwrap().path()).next().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let second = 48 + tree.objects[0].len() + 48;
+    bytes[second + 40] ^= 1;
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+    let mut expected: Vec<_> = tree.objects.iter().cloned().map(Some).collect();
+    let fetched = founder.fetch(&tree.ids).await;
+    let lost = fetched.iter().position(Option::is_none).unwrap();
+    expected[lost] = None;
+    assert!(fetched == expected, "one is damaged, and no other is lost");
+    let upload = founder.open_upload().await;
+    let ids = tree.ids.clone();
+    let missing = founder.call(Call::Missing { upload, ids }).await;
+    let positions = vec![u32::try_from(lost).unwrap()];
+    assert_eq!(missing, Ok(Answer::Missing { positions }));
+    let again = &tree.objects[lost..=lost];
+    founder.push_to(upload, again).await.unwrap();
+    expected[lost] = Some(tree.objects[lost].clone());
+    assert!(founder.fetch(&tree.ids).await == expected);
+}
+
+#[tokio::test]
+async fn tables_of_the_first_version_are_brought_up_to_date() {
+    let (mut home, founder) = TestHome::founded().await;
+    image(&home, &founder, 1).await;
+    home.stop().await;
+    let address = home.places().database;
+    let mut connection = crate::db::connect(&address).await.unwrap();
+    for sql in [
+        "DROP TABLE audit",
+        "ALTER TABLE home DROP COLUMN restored",
+        "UPDATE home SET schema_version = 1",
+    ] {
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+    drop(connection);
+    let beside = crate::usage(&home.places()).await;
+    assert!(matches!(beside, Err(crate::OpenError::OtherVersion(1))));
+    home.resume().await;
+    home.stop().await;
+    assert_eq!(crate::usage(&home.places()).await.unwrap().images, 1);
 }
 
 #[tokio::test]
@@ -201,7 +262,7 @@ async fn a_roster_that_was_tampered_with_does_not_start() {
 }
 
 /// Waits until so many packs have taken over from their spools.
-async fn packed(home: &TestHome, packs: u64) {
+pub(super) async fn packed(home: &TestHome, packs: u64) {
     let mut published = home.running().home.published();
     loop {
         published.borrow_and_update();

@@ -1,5 +1,7 @@
 //! The home as a device meets it: real QUIC on the loopback, a real database, real files.
 
+mod audit;
+mod backup;
 mod bounds;
 mod branches;
 mod changes;
@@ -9,6 +11,7 @@ mod enrolment;
 mod flow;
 mod leases;
 mod papers;
+mod rules;
 mod tree;
 
 use std::net::SocketAddr;

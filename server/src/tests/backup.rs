@@ -1,0 +1,323 @@
+//! Backups of a running home, restored homes, and homes that went back without anybody saying so.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use img_proto::{Answer, Call, Refusal};
+use img_types::{CommitId, Epoch, ImageId, Seq, Token};
+
+use super::flow::{TERMS, commit, create, image};
+use super::papers::Draft;
+use super::tree::tree;
+use super::{Client, TestHome};
+use crate::{BackupError, FolderError};
+
+/// An image's commits with their receipts, oldest first.
+async fn history(client: &Client, image: ImageId) -> Vec<(Bytes, Bytes)> {
+    let log = Call::Log {
+        image,
+        before: None,
+        limit: 100,
+    };
+    match client.call(log).await {
+        Ok(Answer::Log { mut commits, .. }) => {
+            commits.reverse();
+            commits
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn next(
+    home: &TestHome,
+    client: &Client,
+    draft: Draft,
+    head: CommitId,
+    token: Token,
+    seed: u64,
+) -> (Draft, CommitId) {
+    let tree = tree(seed, 1, 2);
+    let draft = draft.after(head, tree.root, token);
+    let head = commit(home, client, &draft, &tree).await.unwrap();
+    (draft, head)
+}
+
+/// Puts a restored home in place of the one that is lost.
+async fn replace(home: &mut TestHome, from: &Path) {
+    home.stop().await;
+    home.path = home.path.with_extension("restored");
+    crate::restore(from, &home.path).await.unwrap();
+    home.resume().await;
+}
+
+#[tokio::test]
+async fn a_restored_home_voids_leases_and_takes_back_what_devices_prove() {
+    let (mut home, first) = TestHome::founded().await;
+    let (draft, head, token) = image(&home, &first, 1).await;
+    let upload = first.open_upload().await;
+    let to = home.path.with_extension("backup");
+    let copied = crate::backup(&home.places(), &to).await.unwrap();
+    assert_eq!((copied.files, &copied.problems), (1, &Vec::new()));
+    let backed_up = home.standing();
+    let (draft, head) = next(&home, &first, draft, head, token, 5).await;
+    let (commits, seen) = (history(&first, draft.image).await, home.standing());
+
+    replace(&mut home, &to).await;
+    let standing = home.standing();
+    assert_ne!(standing.incarnation, backed_up.incarnation);
+    assert_eq!(standing.position.0, backed_up.position.0 + 1);
+    assert!(crate::usage(&home.places()).await.unwrap().restored);
+    // Its device notices, and says that it goes on with this home.
+    let mut back = home.connect(&first.device).await;
+    let hello = back.hello(Some(seen)).await;
+    assert!(matches!(hello, Err(Refusal::WentBack { .. })), "{hello:?}");
+    // A receipt of the incarnation before starts nothing.
+    let receipt = commits[1].1.clone();
+    back.call(Call::ShowReceipt { receipt }).await.unwrap();
+    assert_eq!(home.standing(), standing);
+    back.home = first.home;
+    back.hello(None).await.unwrap();
+    let ids = Vec::new();
+    let asked = back.call(Call::Missing { upload, ids }).await;
+    assert_eq!(asked, Err(Refusal::SessionClosed));
+    let renew = Call::Renew {
+        image: draft.image,
+        checkout: first.device.checkout,
+        token,
+        terms: None,
+    };
+    let stale = back.call(renew).await;
+    assert!(matches!(
+        stale,
+        Err(Refusal::TokenStale { holder: None, .. })
+    ));
+    // The lost commit comes back: its objects first.
+    let readmit = Call::Readmit {
+        image: draft.image,
+        commits: commits.clone(),
+    };
+    let refused = back.call(readmit.clone()).await;
+    assert!(matches!(refused, Err(Refusal::Incomplete { .. })));
+    back.push(&tree(5, 1, 2).objects).await.unwrap();
+    assert_eq!(back.call(readmit).await, Ok(Answer::Done));
+    assert_eq!(home.standing().incarnation, standing.incarnation);
+    let acquire = Call::Acquire {
+        image: draft.image,
+        checkout: first.device.checkout,
+        terms: TERMS,
+        expect_head: Some(head),
+        take_over: false,
+    };
+    let Ok(Answer::Granted { token, .. }) = back.call(acquire).await else {
+        panic!("no lease");
+    };
+    next(&home, &back, draft, head, token, 6).await;
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!((findings.problems, findings.commits), (Vec::new(), 3));
+}
+
+#[tokio::test]
+async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
+    let (mut home, first) = TestHome::founded().await;
+    let second = home.second(&first).await;
+    let (draft, head, token) = image(&home, &first, 1).await;
+    home.stop().await;
+    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
+    std::fs::copy(&database, &copy).unwrap();
+    home.resume().await;
+    let first = home.member(&first.device).await;
+    next(&home, &first, draft, head, token, 5).await;
+    let commits = history(&first, draft.image).await;
+    let before = home.standing();
+    // Nothing is wrong yet: what the log has proves nothing.
+    let receipt = commits[1].1.clone();
+    let show = Call::ShowReceipt { receipt };
+    assert_eq!(first.call(show.clone()).await, Ok(Answer::Done));
+    assert_eq!(home.standing(), before);
+
+    home.stop().await;
+    std::fs::copy(&copy, &database).unwrap();
+    home.resume().await;
+    let second = home.member(&second.device).await;
+    assert_eq!(home.standing().incarnation, before.incarnation);
+    // A receipt that somebody else signed, or a stranger's word, is none.
+    let forged = Call::ShowReceipt {
+        receipt: commits[1].0.clone(),
+    };
+    let refused = second.call(forged).await;
+    assert!(matches!(refused, Err(Refusal::BadRecord(_))));
+    let stranger = home.connect(&super::papers::Device::new(9)).await;
+    assert_eq!(stranger.call(show.clone()).await, Err(Refusal::NotMember));
+    let stands = home.standing();
+    // A device shows it although its Hello is refused.
+    let back = home.connect(&first.device).await;
+    let hello = back.hello(Some(before)).await;
+    assert_eq!(hello, Err(Refusal::WentBack { at_seen: None }));
+    let watched = second.call(Call::Watch {
+        after: stands.position,
+    });
+    let (shown, watched) = tokio::join!(back.call(show.clone()), watched);
+    assert_eq!(shown, Ok(Answer::Done));
+    assert_eq!(watched, Ok(Answer::Changed { images: Vec::new() }));
+    let now = home.standing();
+    assert_ne!(now.incarnation, before.incarnation);
+    assert_eq!(now.position.0, stands.position.0 + 1);
+    assert_eq!(back.call(show).await, Ok(Answer::Done));
+    assert_eq!(home.standing(), now);
+    // The lease of before the copy is void: whoever comes first has the image.
+    let acquire = Call::Acquire {
+        image: draft.image,
+        checkout: second.device.checkout,
+        terms: TERMS,
+        expect_head: None,
+        take_over: false,
+    };
+    let Ok(Answer::Granted { token: theirs, .. }) = second.call(acquire).await else {
+        panic!("no lease");
+    };
+    assert_eq!(theirs.epoch, Epoch(2));
+    // What the home had acknowledged comes back whatever the token, and the holder is an orphan.
+    back.hello(None).await.unwrap();
+    let readmit = Call::Readmit {
+        image: draft.image,
+        commits,
+    };
+    let after = home.standing().position;
+    let watched = second.call(Call::Watch { after });
+    back.push(&tree(5, 1, 2).objects).await.unwrap();
+    let (readmitted, watched) = tokio::join!(back.call(readmit), watched);
+    assert_eq!(readmitted, Ok(Answer::Done));
+    let images = vec![draft.image];
+    assert_eq!(watched, Ok(Answer::Changed { images }));
+    let renew = Call::Renew {
+        image: draft.image,
+        checkout: second.device.checkout,
+        token: theirs,
+        terms: None,
+    };
+    let stale = second.call(renew).await;
+    assert!(matches!(
+        stale,
+        Err(Refusal::TokenStale {
+            epoch: Epoch(3),
+            ..
+        })
+    ));
+    let Ok(Answer::Images { images, .. }) = second.call(Call::Images { after: None }).await else {
+        panic!("no images");
+    };
+    assert_eq!((images[0].seq, &images[0].lease), (Some(Seq(1)), &None));
+}
+
+#[tokio::test]
+async fn a_readmission_alone_proves_it_too() {
+    let (mut home, first) = TestHome::founded().await;
+    let (draft, head, token) = image(&home, &first, 1).await;
+    home.stop().await;
+    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
+    std::fs::copy(&database, &copy).unwrap();
+    home.resume().await;
+    let first = home.member(&first.device).await;
+    next(&home, &first, draft, head, token, 5).await;
+    let commits = history(&first, draft.image).await;
+    home.stop().await;
+    std::fs::copy(&copy, &database).unwrap();
+    home.resume().await;
+    let before = home.standing();
+    let first = home.member(&first.device).await;
+    let image = draft.image;
+    let readmit = Call::Readmit { image, commits };
+    assert_eq!(first.call(readmit).await, Ok(Answer::Done));
+    assert_ne!(home.standing().incarnation, before.incarnation);
+}
+
+#[tokio::test]
+async fn backups_are_made_under_load_and_again_into_the_same_folder() {
+    let (mut home, founder) = TestHome::founded().await;
+    let image_id = ImageId::from_bytes([1; 32]);
+    let token = create(&founder, image_id, 1).await;
+    let to = home.path.with_extension("backup");
+    let blocks: Vec<_> = (0..330)
+        .map(|seed| img_testkit::object(seed, 500_000))
+        .collect();
+    let (ids, mut objects): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
+    let (root, bytes) = super::tree::node(1, 0, ids);
+    objects.push(bytes);
+    let places = home.places();
+    // Spools become packs under the backups.
+    let backups = async {
+        let mut made = Vec::new();
+        for _ in 0..4 {
+            made.push(crate::backup(&places, &to).await.unwrap());
+        }
+        made
+    };
+    let (pushed, made) = tokio::join!(founder.push(&objects), backups);
+    pushed.unwrap();
+    assert!(made.iter().all(|copied| copied.problems.is_empty()));
+    let draft = Draft::first(image_id, root, token);
+    let signed = founder.device.commit(&home.roster(), &draft).to_bytes();
+    let commit = signed.into();
+    founder.call(Call::Commit { commit }).await.unwrap();
+    super::crash::packed(&home, 2).await;
+    crate::backup(&places, &to).await.unwrap();
+    let again = crate::backup(&places, &to).await.unwrap();
+    assert_eq!(
+        (again.files, again.kept),
+        (1, 2),
+        "only the open spool is copied"
+    );
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(to.join(folder)).unwrap();
+        entries.count()
+    };
+    assert_eq!((names("packs"), names("spool")), (2, 1));
+
+    replace(&mut home, &to).await;
+    let founder = home.member(&founder.device).await;
+    assert_eq!(history(&founder, image_id).await.len(), 1);
+    home.stop().await;
+    let findings = crate::check(&home.places()).await.unwrap();
+    assert_eq!((findings.problems, findings.objects), (Vec::new(), 331));
+}
+
+#[tokio::test]
+async fn a_backup_spoils_no_other_folder_and_survives_a_crash_of_its_successor() {
+    let (mut home, founder) = TestHome::founded().await;
+    image(&home, &founder, 1).await;
+    let strange = home.path.join("spool");
+    let refused = crate::backup(&home.places(), &strange).await;
+    assert!(matches!(refused, Err(BackupError::NotABackup(_))));
+    let to = home.path.with_extension("backup");
+    let refused = crate::restore(&to, &home.path.with_extension("new")).await;
+    assert!(matches!(refused, Err(BackupError::NoBackup(_))));
+    crate::backup(&home.places(), &to).await.unwrap();
+    let (other, _founder) = TestHome::founded().await;
+    let refused = crate::backup(&other.places(), &to).await;
+    assert!(matches!(refused, Err(BackupError::OtherHome(_))));
+    let refused = crate::restore(&to, &home.path).await;
+    assert!(matches!(
+        refused,
+        Err(BackupError::Folder(FolderError::NotEmpty(_)))
+    ));
+    // A backup is not served by mistake: it is no home.
+    let served = crate::Folder::open(&to);
+    assert!(matches!(served, Err(FolderError::NoHome(_))));
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |name| to.join(name).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("backup.key"), 0o600);
+    // What a second one left when it was killed.
+    std::fs::write(to.join("new.sqlite"), b"torn").unwrap();
+    std::fs::write(to.join("packs").join("aa.part"), b"torn").unwrap();
+    let leftover = home.path.with_file_name(".home.restored.restoring");
+    std::fs::create_dir(&leftover).unwrap();
+    std::fs::write(leftover.join("home.key"), b"torn").unwrap();
+    replace(&mut home, &to).await;
+    assert!(!leftover.exists());
+    let founder = home.member(&founder.device).await;
+    assert_eq!(
+        history(&founder, ImageId::from_bytes([1; 32])).await.len(),
+        1
+    );
+}
