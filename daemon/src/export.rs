@@ -165,4 +165,4 @@ impl Export {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -17,24 +17,29 @@ mod assembler;
 mod disk;
 mod feed;
 mod folder;
+mod kind;
+mod members;
 mod sealers;
 mod tarball;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use img_index::{ApplyError, Boundary};
 use img_seal::{KeyRing, Reference, SealError, Sealed};
+use img_types::limits::{BLOCK_SIZE, ENTRY_NAME_LEN_MAX};
 
+use crate::acl::{ACCESS, Acl, DEFAULT};
 use crate::events::Reporter;
 use crate::stream::ImportUpload;
 use assembler::Assembler;
 use feed::{Feed, Item};
 use sealers::{Shared, work};
+
+pub use kind::look;
 
 /// Takes sealed objects, children before the nodes that name them; may be given one twice.
 pub trait ObjectSink: Sync {
@@ -121,6 +126,22 @@ pub enum ImportError {
     /// The source is of another kind than was said.
     #[error("the source is not {0}")]
     OtherKind(&'static str),
+    /// The source is a file in a form that is not read.
+    #[error("the source is {what}")]
+    Form {
+        /// What it is.
+        what: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The archive cannot be read to its end.
+    #[error("the archive is damaged: {what}, at byte {at}")]
+    Archive {
+        /// In which way.
+        what: &'static str,
+        /// Where.
+        at: u64,
+    },
     /// Something would have been skipped, and the import is strict.
     #[error("{}", .0.reason)]
     Strict(Skipped),
@@ -165,17 +186,7 @@ impl Import {
         cancel: &Cancel,
     ) -> Result<Imported, ImportError> {
         let source = File::open(&self.from).map_err(ImportError::Source)?;
-        let kind = match self.kind {
-            Some(kind) => kind,
-            None => kind_of(&source).map_err(ImportError::Source)?,
-        };
-        let is_folder = source.metadata().map_err(ImportError::Source)?.is_dir();
-        match kind {
-            SourceKind::Tree if !is_folder => return Err(ImportError::OtherKind("a folder")),
-            SourceKind::Disk if is_folder => return Err(ImportError::OtherKind("a disk image")),
-            SourceKind::Tar if is_folder => return Err(ImportError::OtherKind("a tar")),
-            _ => {}
-        }
+        let kind = kind::of(&source, self.kind)?;
         let shared = Shared::new(sink, reporter);
         let mut leaves = self.keys.sealer();
         let mut values = self.keys.sealer();
@@ -222,21 +233,18 @@ impl Import {
     }
 }
 
-/// Says what a source is by what it holds.
-///
-/// # Errors
-/// It cannot be read.
-pub fn kind_of(source: &File) -> io::Result<SourceKind> {
-    let metadata = source.metadata()?;
-    if metadata.is_dir() {
-        return Ok(SourceKind::Tree);
+/// Whether an image keeps an extended attribute: not those that only the source's file system understands, and
+/// none that is out of bounds.
+fn keeps_xattr(name: &[u8], value: &[u8]) -> bool {
+    match name {
+        ACCESS | DEFAULT => Acl::decode(value).is_some(),
+        name => {
+            !name.starts_with(b"system.")
+                && (1..=ENTRY_NAME_LEN_MAX).contains(&name.len())
+                && !name.contains(&0)
+                && value.len() <= BLOCK_SIZE
+        }
     }
-    // What cannot be looked at without losing it is a stream, and a disk is none.
-    let is_stream = metadata.file_type().is_fifo() || metadata.file_type().is_socket();
-    if is_stream || tarball::is_tar(source)? {
-        return Ok(SourceKind::Tar);
-    }
-    Ok(SourceKind::Disk)
 }
 
 /// Name of a raw disk's file in its image.

@@ -3,6 +3,7 @@
 //! The parts and their paths are described in `docs/architecture.md`, the interface to people and
 //! scripts in `docs/control-api.md`. A daemon serves one state folder, one home and one user.
 
+pub mod acl;
 pub mod arena;
 pub mod block;
 pub mod checkouts;

@@ -193,6 +193,25 @@ impl Objects {
         absent
     }
 
+    /// The stored bytes of objects that are read once, in order, from the disk or the home; all that are
+    /// absent are asked for together. Blocks on the disk.
+    ///
+    /// # Errors
+    /// One of them could not be had.
+    pub async fn sealed(
+        &self,
+        references: &[Reference],
+        class: Class,
+    ) -> Result<Vec<Bytes>, FetchError> {
+        let all = references.iter().map(|reference| async move {
+            match self.cache.get(&reference.id) {
+                Some(sealed) => Ok(sealed),
+                None => self.fetch(&reference.id, class).await,
+            }
+        });
+        futures_util::future::try_join_all(all).await
+    }
+
     /// Whether the disk has an object.
     pub fn is_local(&self, id: &ObjectId) -> bool {
         self.cache.contains(id)
@@ -332,7 +351,8 @@ impl Objects {
         Ok(())
     }
 
-    fn open_block(&self, reference: &Reference, sealed: &[u8]) -> Option<Bytes> {
+    /// Opens a block or patch; nothing if it does not verify.
+    pub fn open_block(&self, reference: &Reference, sealed: &[u8]) -> Option<Bytes> {
         let opened = img_seal::open(&self.keys.now(), reference, sealed).ok()?;
         Some(Bytes::from(opened.raw))
     }

@@ -14,7 +14,7 @@
 //! | inline | up to 2 KiB of contents from offset 0, without zeros at the end |
 //! | extent | flags u8 (1: has a base) ‖ count of patches u8 ‖ base, if any ‖ patches: reference ‖ section u16 |
 //!
-//! A file's kind is 1 file, 2 directory, 3 symlink, 4 FIFO, 5 character device, 6 block device.
+//! A file's kind is 1 file, 2 directory, 3 symlink, 4 FIFO, 5 character device, 6 block device, 7 socket.
 
 use img_seal::Reference;
 use img_types::ObjectId;
@@ -85,6 +85,8 @@ pub enum FileKind {
     CharDevice,
     /// A block device.
     BlockDevice,
+    /// The name of a socket.
+    Socket,
 }
 
 /// A moment since the Unix epoch.
@@ -155,6 +157,7 @@ impl FileKind {
             Self::Fifo => 4,
             Self::CharDevice => 5,
             Self::BlockDevice => 6,
+            Self::Socket => 7,
         }
     }
 
@@ -166,6 +169,7 @@ impl FileKind {
             4 => Self::Fifo,
             5 => Self::CharDevice,
             6 => Self::BlockDevice,
+            7 => Self::Socket,
             _ => return Err(DecodeError("unknown kind of file")),
         })
     }

@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, XattrFlags, chmodat, chownat, linkat, lsetxattr, mkdirat,
     mknodat, openat, symlinkat, utimensat,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, pwritev};
 
 use super::ExportError;
 use super::image::{Found, Image, Metadata, Piece};
@@ -240,9 +239,7 @@ impl<'env> Writer<'env> {
         if size <= SMALL_LEN_MAX {
             self.pool.run(move || {
                 let (pieces, _) = image.pieces(inode, None, PIECES_MAX)?;
-                for piece in &pieces {
-                    write_piece(image, &made.file, piece, size)?;
-                }
+                write_pieces(image, &made.file, &pieces, size)?;
                 report.advance(size);
                 Ok(())
             });
@@ -259,9 +256,7 @@ impl<'env> Writer<'env> {
             };
             let (made, covered) = (Arc::clone(&made), end.saturating_sub(done));
             self.pool.run(move || {
-                for piece in &pieces {
-                    write_piece(image, &made.file, piece, size)?;
-                }
+                write_pieces(image, &made.file, &pieces, size)?;
                 report.advance(covered);
                 Ok(())
             });
@@ -273,7 +268,7 @@ impl<'env> Writer<'env> {
         }
     }
 
-    /// Symlinks, FIFOs and device nodes.
+    /// Symlinks, FIFOs, sockets and device nodes.
     fn special(
         &self,
         folder: &Made<'env>,
@@ -290,6 +285,7 @@ impl<'env> Writer<'env> {
             }
             FileKind::Fifo => node(FileType::Fifo),
             FileKind::CharDevice => node(FileType::CharacterDevice),
+            FileKind::Socket => node(FileType::Socket),
             _ => node(FileType::BlockDevice),
         };
         match made {
@@ -324,19 +320,43 @@ impl<'env> Writer<'env> {
     }
 }
 
-/// Writes what lies before the file's end.
-fn write_piece(
+/// Writes what lies before the file's end, each run of contents that touch with one call.
+fn write_pieces(
     image: &Image<'_>,
     file: &File,
-    piece: &Piece,
+    pieces: &[Piece],
     size: u64,
 ) -> Result<(), ExportError> {
-    let (offset, content) = match piece {
-        Piece::Inline(content) => (0, bytes::Bytes::copy_from_slice(content)),
-        Piece::Block(offset, extent) => (*offset, image.block(extent)?),
-    };
-    let len = size.saturating_sub(offset).min(content.len() as u64) as usize;
-    file.write_all_at(&content[..len], offset)?;
+    let contents = image.contents(pieces)?;
+    let mut run: Vec<IoSlice<'_>> = Vec::with_capacity(pieces.len());
+    let (mut start, mut end) = (0, 0);
+    for (piece, content) in pieces.iter().zip(&contents) {
+        let offset = piece.offset();
+        let len = size.saturating_sub(offset).min(content.len() as u64);
+        if offset != end {
+            write_run(file, &mut run, start)?;
+            run.clear();
+            start = offset;
+        }
+        run.push(IoSlice::new(&content[..len as usize]));
+        end = offset + len;
+    }
+    write_run(file, &mut run, start)
+}
+
+fn write_run(file: &File, mut run: &mut [IoSlice<'_>], mut offset: u64) -> Result<(), ExportError> {
+    IoSlice::advance_slices(&mut run, 0);
+    while !run.is_empty() {
+        match pwritev(file, run, offset) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            Ok(written) => {
+                IoSlice::advance_slices(&mut run, written);
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
     Ok(())
 }
 

@@ -49,6 +49,16 @@ pub(super) enum Piece {
     Block(u64, Extent),
 }
 
+impl Piece {
+    /// Where in the file it begins.
+    pub(super) fn offset(&self) -> u64 {
+        match self {
+            Self::Inline(_) => 0,
+            Self::Block(offset, _) => *offset,
+        }
+    }
+}
+
 impl<'a> Image<'a> {
     pub(super) fn new(
         objects: &'a Arc<Objects>,
@@ -179,6 +189,31 @@ impl<'a> Image<'a> {
                 _ => None,
             });
         Ok((pieces.collect(), end))
+    }
+
+    /// The contents of pieces, in order; zeros follow each up to the block's end. What is absent is fetched
+    /// together, and nothing stays in memory.
+    pub(super) fn contents(&self, pieces: &[Piece]) -> Result<Vec<Bytes>, ExportError> {
+        let plain = |piece: &Piece| match piece {
+            Piece::Block(_, extent) if extent.patches.is_empty() => extent.base,
+            _ => None,
+        };
+        let references: Vec<_> = pieces.iter().filter_map(plain).collect();
+        let sealed = self.objects.sealed(&references, Class::Hydrate);
+        let mut sealed = self.runtime.block_on(sealed)?.into_iter();
+        let contents = pieces.iter().map(|piece| match (piece, plain(piece)) {
+            (Piece::Inline(content), _) => Ok(Bytes::copy_from_slice(content)),
+            (Piece::Block(_, extent), None) => self.block(extent),
+            (Piece::Block(..), Some(reference)) => {
+                let sealed = sealed.next().unwrap_or_default();
+                match self.objects.open_block(&reference, &sealed) {
+                    Some(content) => Ok(content),
+                    // Damaged on this disk, perhaps: then it is fetched anew.
+                    None => self.object(&reference),
+                }
+            }
+        });
+        contents.collect()
     }
 
     /// The contents of a block; zeros follow up to its end.

@@ -1,4 +1,5 @@
-//! Writes an archive: pax, with times to the nanosecond and extended attributes.
+//! Writes an archive: pax, with times to the nanosecond, extended attributes and access lists; files with
+//! holes in the sparse form 1.0 of GNU tar.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -10,6 +11,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use img_index::{FileKind, Inode, Key, Timestamp};
+use img_types::limits::BLOCK_SIZE;
 use tar::{Builder, EntryType, Header};
 
 use super::ExportError;
@@ -17,6 +19,7 @@ use super::folder::fresh_file;
 use super::image::{Found, Image, Metadata, Piece};
 use super::made::Report;
 use super::pool::Pool;
+use crate::acl::{ACCESS, Acl, DEFAULT};
 
 /// Writes what stands at the top to an archive at a path where there is none.
 pub(super) fn write(
@@ -115,6 +118,12 @@ impl Archive<'_> {
             FileKind::Fifo => EntryType::Fifo,
             FileKind::CharDevice => EntryType::Char,
             FileKind::BlockDevice => EntryType::Block,
+            FileKind::Socket => {
+                let path = Path::new(OsStr::from_bytes(&path));
+                self.report
+                    .skip(path, "is a socket, which a tar cannot hold");
+                return Ok(None);
+            }
         };
         let mut target = metadata.symlink.clone();
         if attributes.kind != FileKind::Directory && attributes.nlink > 1 {
@@ -136,9 +145,15 @@ impl Archive<'_> {
         if kind == EntryType::Directory {
             name.push(b'/');
         }
-        let header = self.header(kind, &name, &target, size, &metadata)?;
+        let map = match kind {
+            EntryType::Regular => self.map(found.inode, size)?,
+            _ => None,
+        };
+        let header = self.header(kind, &name, &target, size, map.as_ref(), &metadata)?;
         let mut content = Content::new(self.image, &self.pool, self.report, found.inode, size);
-        let written = self.builder.append(&header, &mut content);
+        content.skips_holes = map.is_some();
+        let map = map.map_or(Vec::new(), |map| map.text);
+        let written = self.builder.append(&header, (&map[..]).chain(&mut content));
         match content.problem {
             Some(problem) => return Err(problem),
             None => written?,
@@ -155,6 +170,49 @@ impl Archive<'_> {
         }))
     }
 
+    /// The map of a file with holes that are worth it.
+    fn map(&self, inode: Inode, size: u64) -> Result<Option<Map>, ExportError> {
+        if size <= BLOCK_SIZE as u64 {
+            return Ok(None);
+        }
+        let (mut stretches, mut stored): (Vec<(u64, u64)>, u64) = (Vec::new(), 0);
+        let mut more = None;
+        loop {
+            let (pieces, next) = self.image.pieces(inode, more, PIECES_MAX)?;
+            for piece in pieces {
+                let start = piece.offset();
+                let end = start.saturating_add(BLOCK_SIZE as u64).min(size);
+                if start >= end {
+                    continue;
+                }
+                stored += end - start;
+                match stretches.last_mut() {
+                    Some((_, last)) if *last == start => *last = end,
+                    _ => stretches.push((start, end)),
+                }
+            }
+            more = next;
+            if more.is_none() {
+                break;
+            }
+        }
+        if size - stored < BLOCK_SIZE as u64 {
+            return Ok(None);
+        }
+        // A hole at the end is told by an empty stretch.
+        if stretches.last().is_none_or(|(_, end)| *end < size) {
+            stretches.push((size, size));
+        }
+        let mut text = format!("{}\n", stretches.len());
+        for (start, end) in stretches {
+            text.push_str(&format!("{start}\n{}\n", end - start));
+        }
+        let mut text = text.into_bytes();
+        text.resize(text.len().next_multiple_of(TAR_BLOCK_LEN), 0);
+        let stored = text.len() as u64 + stored;
+        Ok(Some(Map { text, stored }))
+    }
+
     /// The plain header of a member; what does not fit goes before it as pax records.
     fn header(
         &mut self,
@@ -162,6 +220,7 @@ impl Archive<'_> {
         name: &[u8],
         target: &[u8],
         size: u64,
+        map: Option<&Map>,
         metadata: &Metadata,
     ) -> Result<Header, ExportError> {
         let attributes = &metadata.attributes;
@@ -170,7 +229,7 @@ impl Archive<'_> {
         header.set_mode(attributes.mode);
         header.set_uid(attributes.uid.into());
         header.set_gid(attributes.gid.into());
-        header.set_size(size);
+        header.set_size(map.map_or(size, |map| map.stored));
         header.set_mtime(u64::try_from(attributes.mtime.seconds).unwrap_or(0));
         if matches!(
             attributes.kind,
@@ -182,7 +241,15 @@ impl Archive<'_> {
         }
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         let plain = header.as_old_mut();
-        if !fill(&mut plain.name, name) {
+        if map.is_some() {
+            // Whoever does not know the form finds what it is not under the file's name.
+            fill(&mut plain.name, b"GNUSparseFile.0/sparse");
+            records.push(("GNU.sparse.major".into(), b"1".to_vec()));
+            records.push(("GNU.sparse.minor".into(), b"0".to_vec()));
+            records.push(("GNU.sparse.name".into(), name.to_vec()));
+            let size = size.to_string().into_bytes();
+            records.push(("GNU.sparse.realsize".into(), size));
+        } else if !fill(&mut plain.name, name) {
             records.push(("path".into(), name.to_vec()));
         }
         if !fill(&mut plain.linkname, target) {
@@ -194,6 +261,15 @@ impl Archive<'_> {
         }
         if kind != EntryType::Link {
             for (name, value) in &metadata.xattrs {
+                let acl = match &name[..] {
+                    ACCESS => Some("SCHILY.acl.access"),
+                    DEFAULT => Some("SCHILY.acl.default"),
+                    _ => None,
+                };
+                if let (Some(record), Some(acl)) = (acl, Acl::decode(value)) {
+                    records.push((record.into(), acl.to_text().into_bytes()));
+                    continue;
+                }
                 match std::str::from_utf8(name) {
                     Ok(name) => records.push((format!("SCHILY.xattr.{name}"), value.clone())),
                     Err(_) => {
@@ -220,6 +296,14 @@ impl Archive<'_> {
     }
 }
 
+/// Where a sparse member's contents belong.
+struct Map {
+    /// As it stands before them, filled up to a whole block.
+    text: Vec<u8>,
+    /// Its own length and that of the contents.
+    stored: u64,
+}
+
 /// A file's contents from beginning to end, fetched ahead.
 struct Content<'c, 'env> {
     image: &'env Image<'env>,
@@ -228,8 +312,12 @@ struct Content<'c, 'env> {
     inode: Inode,
     size: u64,
     at: u64,
+    /// Blocks that are not there are left out instead of being zeros.
+    skips_holes: bool,
+    /// End of the block that was reached last.
+    block_end: u64,
     /// Fetches under way, in order; where each belongs.
-    ahead: VecDeque<(u64, Receiver<Bytes>)>,
+    ahead: VecDeque<(u64, Receiver<Result<Bytes, ExportError>>)>,
     listed: bool,
     more: Option<Key>,
     current: Option<(u64, Bytes)>,
@@ -251,6 +339,8 @@ impl<'c, 'env> Content<'c, 'env> {
             inode,
             size,
             at: 0,
+            skips_holes: false,
+            block_end: 0,
             ahead: VecDeque::new(),
             listed: size == 0,
             more: None,
@@ -270,14 +360,14 @@ impl<'c, 'env> Content<'c, 'env> {
                 let offset = match piece {
                     Piece::Inline(inline) => {
                         // Nobody else holds the other end yet.
-                        let _ = fetched.send(inline.into());
+                        let _ = fetched.send(Ok(inline.into()));
                         0
                     }
                     Piece::Block(offset, extent) => {
                         let image = self.image;
                         self.pool.run(move || {
                             // Who waited for it may have ended.
-                            let _ = fetched.send(image.block(&extent)?);
+                            let _ = fetched.send(image.block(&extent));
                             Ok(())
                         });
                         offset
@@ -304,20 +394,22 @@ impl<'c, 'env> Content<'c, 'env> {
                 None => {
                     self.look_ahead()?;
                     let Some((offset, content)) = self.ahead.pop_front() else {
-                        buffer[..len].fill(0);
-                        return Ok(len);
+                        return Ok(self.zeros(&mut buffer[..len], self.size));
                     };
-                    // The fetch failed or was left out: the report knows why.
-                    let content = content.recv().map_err(|_| ExportError::Cancelled)?;
+                    // Left out: the report knows why.
+                    let content = content.recv().map_err(|_| ExportError::Cancelled)??;
                     (offset, content)
                 }
             };
             if self.at < offset {
-                let len = len.min(usize::try_from(offset - self.at).unwrap_or(usize::MAX));
-                buffer[..len].fill(0);
+                let filled = self.zeros(&mut buffer[..len], offset.min(self.size));
                 self.current = Some((offset, content));
-                return Ok(len);
+                if filled > 0 {
+                    return Ok(filled);
+                }
+                return self.next(buffer);
             }
+            self.block_end = offset.saturating_add(BLOCK_SIZE as u64);
             let passed = usize::try_from(self.at - offset).unwrap_or(usize::MAX);
             if let Some(rest) = content.get(passed..).filter(|rest| !rest.is_empty()) {
                 let len = len.min(rest.len());
@@ -326,6 +418,26 @@ impl<'c, 'env> Content<'c, 'env> {
                 return Ok(len);
             }
         }
+    }
+}
+
+impl Content<'_, '_> {
+    /// Goes on to where there is content again: by zeros, or where holes are left out by zeros up to the
+    /// block's end and then without a byte.
+    fn zeros(&mut self, buffer: &mut [u8], until: u64) -> usize {
+        let mut end = until;
+        if self.skips_holes {
+            end = end.min(self.block_end);
+            if end <= self.at {
+                self.report.advance(until - self.at);
+                self.at = until;
+                return 0;
+            }
+        }
+        let left = usize::try_from(end - self.at).unwrap_or(usize::MAX);
+        let len = buffer.len().min(left);
+        buffer[..len].fill(0);
+        len
     }
 }
 
@@ -366,6 +478,9 @@ fn fraction(time: Timestamp) -> Option<String> {
 
 /// Entries of a folder that are listed at a time.
 const ENTRIES_MAX: usize = 1_000;
+/// Pieces of a file that are looked at at a time for its holes.
+const PIECES_MAX: usize = 4_096;
+const TAR_BLOCK_LEN: usize = 512;
 /// Blocks that are fetched ahead of the one that is written.
 const AHEAD_MIN: usize = 32;
 /// Writes to the archive are this large.

@@ -3,24 +3,27 @@
 //! An import that ends early leaves an image without a commit, which nobody sees; asked for again it starts anew,
 //! and finds at home what had arrived.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use img_index::{Attributes, Boundary, Edit, Fact, FileKind, Inode, Key, Node, NodeSink, Value};
 use img_proto::{Answer, Call, LeaseTerms};
 use img_records::{CommitKind, DescriptorPrivate};
 use img_seal::{Reference, Sealed};
 use img_types::limits::LEASE_TTL_DEFAULT;
-use img_types::{CheckoutId, ImageId, ImageName, LeaseMode, Token};
+use img_types::{CheckoutId, ImageId, ImageName, LeaseMode, RequestId, Token};
 use serde_json::{Value as Json, json};
 
 use super::Images;
+use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
-use crate::home::CallError;
-use crate::import::{Cancel, Import, ImportError, Imported, Skipped, SourceKind};
+use crate::home::{CallError, Home};
+use crate::import::{Cancel, Import, ImportError, Imported, Skipped, SourceKind, look};
 use crate::objects::Objects;
+use crate::state::JournaledRequest;
 use crate::stream::{Draft, ImportUpload, Sent, UploadError, deliver};
 
 /// An image that is wanted.
@@ -56,22 +59,17 @@ impl Images {
         reporter: &Reporter,
     ) -> Result<Json, ApiError> {
         if let Some(from) = &request.from {
-            let source = std::fs::metadata(from).map_err(|error| {
-                let message = format!("{} cannot be read: {error}.", from.display());
-                ApiError::not_found(message, "Say what to import with --from PATH.")
-            })?;
-            // Opening a pipe would wait for whoever writes to it, perhaps for ever.
-            let kind = source.file_type();
-            if !(kind.is_dir() || kind.is_file() || kind.is_block_device()) {
-                return Err(ApiError::usage(format!(
-                    "{} is no folder, file or block device.",
-                    from.display()
-                )));
-            }
+            let (path, form) = (from.clone(), request.form);
+            let looked = tokio::task::spawn_blocking(move || look(&path, form));
+            let looked = looked.await.map_err(ApiError::failed)?;
+            looked.map_err(|error| explain_import(&error, from))?;
         }
         let name = request.name.as_str().to_owned();
         let importing = self.begin_image(&name).await?;
-        let made = self.fill(&importing, request, reporter).await;
+        let made = tokio::select! {
+            made = self.fill(&importing, request, reporter) => made,
+            never = keep_lease(&self.home, &importing, RENEWAL_INTERVAL) => match never {},
+        };
         // Whatever became of it, nobody else has to wait for this lease.
         let release = Call::Release {
             image: importing.image,
@@ -156,10 +154,7 @@ impl Images {
             sealed_bytes: imported.sealed_bytes,
         };
         reporter.phase(Phase::Commit, None);
-        // Not written down: an import that is interrupted is made anew, and has no outbox to go on from.
-        let commit = draft.sign(&self.home).map_err(ApiError::failed)?;
-        let delivered = deliver(&self.home, &commit, reporter).await;
-        delivered.map_err(|error| self.explain(&error, &name))?;
+        let commit = self.commit(&draft, &name, reporter).await?;
         Ok(json!({
             "image": importing.image,
             "commit": commit.id,
@@ -168,6 +163,30 @@ impl Images {
             "sent_bytes": sent.bytes,
             "skipped": imported.skipped.iter().map(skipped_json).collect::<Vec<_>>(),
         }))
+    }
+
+    /// Signs a commit, writes it down and sends it. If this daemon ends before there is an answer, the next
+    /// one sends it again.
+    async fn commit(
+        &self,
+        draft: &Draft,
+        name: &str,
+        reporter: &Reporter,
+    ) -> Result<OpenCommit, ApiError> {
+        let commit = draft.sign(&self.home).map_err(ApiError::failed)?;
+        let request = JournaledRequest {
+            id: RequestId::from_bytes(*commit.id.as_bytes()),
+            call: Call::Commit {
+                commit: commit.signed.to_bytes().into(),
+            },
+        };
+        let id = request.id;
+        let journaled = self.state.with(move |db| db.journal_request(&request));
+        journaled.await.map_err(ApiError::failed)?;
+        let delivered = deliver(&self.home, &commit, reporter).await;
+        self.home.settle(id).await.map_err(ApiError::failed)?;
+        delivered.map_err(|error| self.explain(&error, name))?;
+        Ok(commit)
     }
 
     async fn import(
@@ -180,6 +199,7 @@ impl Images {
         let upload = ImportUpload::begin(Arc::clone(&self.home), checkout, reporter.clone());
         let upload = Arc::new(upload);
         let cancel = CancelOnDrop(Cancel::default());
+        let from = import.from.clone();
         let (sink, told, cancelled) = (Arc::clone(&upload), reporter.clone(), cancel.0.clone());
         let imported = tokio::task::spawn_blocking(move || import.run(&*sink, &told, &cancelled));
         let imported = imported.await.map_err(ApiError::failed)?;
@@ -196,7 +216,7 @@ impl Images {
                 Err(error) => self.explain_upload(&error, name),
                 Ok(_) => ApiError::failed("the upload ended early"),
             }),
-            Err(error) => Err(explain_import(&error)),
+            Err(error) => Err(explain_import(&error, &from)),
         }
     }
 
@@ -236,6 +256,28 @@ impl Images {
         match error {
             UploadError::Call(error) => self.explain(error, name),
             error => ApiError::failed(error),
+        }
+    }
+}
+
+/// Renews the lease of an import for as long as this is awaited. Without the home it goes on asking: a lease that
+/// lapsed without a rival is no loss.
+async fn keep_lease(home: &Home, importing: &Importing, interval: Duration) -> Infallible {
+    loop {
+        tokio::time::sleep(interval).await;
+        home.reachable().await;
+        let renewal = Call::Renew {
+            image: importing.image,
+            checkout: importing.checkout,
+            token: importing.token,
+            terms: None,
+        };
+        let renewed = match home.mutate(renewal).await {
+            Ok(renewed) => home.settle(renewed.request).await.map_err(CallError::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = renewed {
+            tracing::warn!(%error, "the lease of an import is not renewed");
         }
     }
 }
@@ -301,14 +343,28 @@ fn skipped_json(skipped: &Skipped) -> Json {
     super::paths::with_path(json!({ "reason": skipped.reason }), &skipped.path)
 }
 
-fn explain_import(error: &ImportError) -> ApiError {
+fn explain_import(error: &ImportError, from: &Path) -> ApiError {
+    let from = from.display();
     match error {
-        ImportError::EmptyDisk => ApiError::usage("A disk image of size 0 cannot be imported."),
-        ImportError::OtherKind(kind) => {
-            ApiError::usage(format!("The source is not {kind}, which --as says it is."))
+        ImportError::EmptyDisk => ApiError::new(
+            Kind::Usage,
+            format!("{from} is empty: a disk image of size 0 cannot be imported."),
+            "Without --from an empty image is made.",
+        ),
+        ImportError::OtherKind(kind) => ApiError::usage(format!("{from} is not {kind}.")),
+        ImportError::Form { what, hint } => {
+            ApiError::new(Kind::Usage, format!("{from} is {what}."), *hint)
         }
+        ImportError::Archive { .. } => ApiError::new(
+            Kind::Failed,
+            format!("{from} cannot be imported: {error}. Nothing was made."),
+            "`tar -tvf` shows how far it can be read. Get it once more, or unpack what can be read and import the folder.",
+        ),
         ImportError::Source(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            ApiError::not_found(format!("The source cannot be read: {error}."), "")
+            ApiError::not_found(
+                format!("{from} cannot be read: {error}."),
+                "Say what to import with --from PATH.",
+            )
         }
         ImportError::Strict(skipped) => ApiError::new(
             Kind::Failed,
@@ -323,8 +379,89 @@ fn explain_import(error: &ImportError) -> ApiError {
     }
 }
 
+/// How often an import's lease is renewed, as that of a checkout: every third of its time.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(LEASE_TTL_DEFAULT.as_secs() / 3);
+
 fn random() -> [u8; 32] {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::stream::fake::{CHECKOUT, Device, FakeHome, IMAGE};
+
+    async fn scene() -> (tempfile::TempDir, FakeHome, Device, Importing) {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeHome::start().await;
+        let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+        let importing = Importing {
+            image: IMAGE,
+            checkout: CHECKOUT,
+            token: device.token(),
+            boundary: Boundary::from_bytes([3; 32]),
+        };
+        (dir, fake, device, importing)
+    }
+
+    #[tokio::test]
+    async fn the_lease_of_a_long_import_is_renewed() {
+        let (_dir, fake, device, importing) = scene().await;
+        let renewals = async {
+            let renewed = || {
+                let calls = &fake.lock().calls;
+                calls.iter().filter(|call| **call == "renew").count()
+            };
+            while renewed() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = renewals => {}
+            never = keep_lease(&device.home, &importing, Duration::from_millis(1)) => match never {},
+        }
+    }
+
+    #[tokio::test]
+    async fn the_commit_of_an_import_is_written_down_before_it_is_sent() {
+        let (_dir, fake, device, importing) = scene().await;
+        let (root, sealed) = empty_tree(device.home.objects(), &importing.boundary).unwrap();
+        for sealed in sealed {
+            let mut inner = fake.lock();
+            inner
+                .objects
+                .insert(sealed.reference.id, sealed.bytes.into());
+        }
+        let draft = Draft {
+            image: IMAGE,
+            checkout: CHECKOUT,
+            token: importing.token,
+            base: None,
+            root,
+            message: String::new(),
+            kind: CommitKind::Import,
+            logical_bytes: 0,
+            files: 0,
+            sealed_bytes: 0,
+        };
+        let seen = Arc::new(AtomicBool::new(false));
+        let (state, witnessed) = (device.state.clone(), Arc::clone(&seen));
+        fake.lock().witness = Some(Box::new(move |record| {
+            let requests = state.now(|db| db.journaled_requests()).unwrap();
+            let written = requests.iter().any(
+                |request| matches!(&request.call, Call::Commit { commit } if commit[..] == *record),
+            );
+            witnessed.store(written, Ordering::SeqCst);
+        }));
+        let images = Images::new(Arc::clone(&device.home), device.state.clone());
+        let reporter = Reporter::new(Phase::Commit);
+        images.commit(&draft, "vm", &reporter).await.unwrap();
+        assert!(seen.load(Ordering::SeqCst));
+        let left = device.state.now(|db| db.journaled_requests()).unwrap();
+        assert_eq!(left, [], "it is answered");
+    }
 }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::feed::{Content, Ended, Feed, Item, Name, Node, Stamp, Xattrs};
 use super::sealers::Shared;
-use super::{Cancel, ImportError};
+use super::{Cancel, ImportError, keeps_xattr};
 
 /// Hands on everything under an open folder.
 pub(super) fn walk(feed: &mut Feed<'_>, root: File) -> Result<(), ImportError> {
@@ -289,7 +289,17 @@ impl Walker<'_, '_> {
 
     fn xattrs(&mut self, whose: Whose<'_>, path: &Path) -> Result<Xattrs, Ended> {
         match whose.xattrs(&mut self.buffer) {
-            Ok(xattrs) => Ok(xattrs),
+            Ok(xattrs) => {
+                let (kept, lost): (Xattrs, Xattrs) = xattrs
+                    .into_iter()
+                    .partition(|(name, value)| keeps_xattr(name, value));
+                for (name, _) in lost {
+                    let name = String::from_utf8_lossy(&name);
+                    let reason = format!("without its attribute {name}, which images do not keep");
+                    self.feed.skip(path, reason)?;
+                }
+                Ok(kept)
+            }
             Err(Errno::NOTSUP | Errno::NOENT) => Ok(Vec::new()),
             Err(error) => {
                 let error = std::io::Error::from(error);

@@ -1,85 +1,50 @@
 //! Reads a tar.
 //!
-//! In a file, contents are read where they lie, by the sealers; from a pipe they are handed on as they come.
-//! Folders that the archive does not mention are made, and of a name that stands in it twice the first is
-//! taken and the second reported.
+//! Twice: first the names, to know what each of them stands for at the end, then what is left of it. As tar
+//! itself does, of a name that stands in the archive more than once the last is taken, whatever the first
+//! was. Contents are read where they lie, by the sealers. Folders that the archive does not mention are made.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use img_index::key::name_allowed;
+use img_index::value::SYMLINK_LEN_MAX;
 use img_index::{Attributes, FileKind, Inode, Timestamp};
-use img_types::limits::{ENTRY_NAME_LEN_MAX, INLINE_LEN_MAX};
-use tar::{Archive, Entries, Entry, EntryType, Header};
+use img_types::limits::{BLOCK_SIZE, INLINE_LEN_MAX};
+use tar::EntryType;
 
 use super::ImportError;
 use super::feed::{Bytes, Content, Ended, Feed, Item, Name, Node, PART_LEN, Xattrs};
-
-/// Tells whether a file begins with the header of an archive's member.
-pub(super) fn is_tar(source: &File) -> io::Result<bool> {
-    let mut block = [0; BLOCK_LEN];
-    if source.read_at(&mut block, 0)? < block.len() {
-        return Ok(false);
-    }
-    let header = Header::from_byte_slice(&block);
-    let claimed = header.cksum();
-    let around = |byte: (usize, &u8)| match byte.0 {
-        148..156 => u32::from(b' '),
-        _ => u32::from(*byte.1),
-    };
-    let sum: u32 = block.iter().enumerate().map(around).sum();
-    Ok(claimed.is_ok_and(|claimed| claimed == sum))
-}
+use super::members::{Member, Members, Stretch};
 
 /// Hands on everything in an archive.
 pub(super) fn read(feed: &mut Feed<'_>, source: File) -> Result<(), ImportError> {
-    let metadata = source.metadata().map_err(ImportError::Source)?;
-    let mut reader = TarReader {
-        root: feed.number(),
-        feed,
-        at: None,
-        folders: Vec::new(),
-        known: HashMap::new(),
-    };
-    reader.folders.push(Folder {
-        name: None,
-        attributes: folder_attributes(),
-        inode: reader.root,
-        xattrs: Vec::new(),
-        path: PathBuf::new(),
+    let source = Arc::new(source);
+    let outcome = Tree::read(feed, &source).and_then(|tree| {
+        let reader = Reader {
+            plan: tree.plan(feed),
+            source: &source,
+            feed,
+        };
+        reader.read()
     });
-    let outcome = if metadata.is_file() {
-        reader.feed.shared.set_total(metadata.len());
-        let file = source.try_clone().map_err(ImportError::Source)?;
-        reader.at = Some(Arc::new(file));
-        let mut archive = Archive::new(source);
-        match archive.entries_with_seek() {
-            Ok(entries) => reader.entries(entries),
-            Err(error) => Err(Problem::Source(error)),
-        }
-    } else {
-        let mut archive = Archive::new(source);
-        match archive.entries() {
-            Ok(entries) => reader.entries(entries),
-            Err(error) => Err(Problem::Source(error)),
-        }
-    };
-    match outcome.and_then(|()| Ok(reader.finish()?)) {
+    match outcome {
         // Whoever ended the import knows why.
         Ok(()) | Err(Problem::Ended) => Ok(()),
-        Err(Problem::Source(error)) => Err(ImportError::Source(error)),
+        Err(Problem::Fails(error)) => Err(error),
     }
 }
 
 /// Why reading stops.
 enum Problem {
     Ended,
-    Source(io::Error),
+    Fails(ImportError),
 }
 
 impl From<Ended> for Problem {
@@ -88,318 +53,323 @@ impl From<Ended> for Problem {
     }
 }
 
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        Self::Source(error)
+impl From<ImportError> for Problem {
+    fn from(error: ImportError) -> Self {
+        Self::Fails(error)
     }
 }
 
-struct TarReader<'f, 'a> {
-    feed: &'f mut Feed<'a>,
-    root: Inode,
-    /// The archive, if its contents can be read where they lie.
-    at: Option<Arc<File>>,
-    /// Handed on at the end, when their attributes are known.
+/// What the names stand for so far.
+struct Tree {
+    /// The first is the top; those that nothing leads to any more are left where they are.
     folders: Vec<Folder>,
-    known: HashMap<(Inode, Box<[u8]>), Known>,
 }
 
+#[derive(Default)]
 struct Folder {
-    inode: Inode,
-    name: Option<Name>,
-    attributes: Attributes,
-    xattrs: Xattrs,
-    path: PathBuf,
+    /// The member that describes it.
+    member: Option<u64>,
+    entries: BTreeMap<Box<[u8]>, Entry>,
 }
 
-/// What a name stands for.
 #[derive(Clone, Copy)]
-enum Known {
+enum Entry {
     /// By its place in the list.
     Folder(usize),
-    Other(Inode),
+    /// By the member that has its contents.
+    Other(u64),
 }
 
-/// What pax headers say beyond a plain one.
-struct Extensions {
-    mtime: Option<Timestamp>,
-    /// Whether every record could be read: not those whose value holds a line break.
-    is_whole: bool,
-    /// Whether the content is a map of a sparse file and its pieces, which is not read here.
-    is_sparse: bool,
-    xattrs: Xattrs,
-}
+impl Tree {
+    fn read(feed: &Feed<'_>, source: &File) -> Result<Self, Problem> {
+        let mut tree = Self {
+            folders: vec![Folder::default()],
+        };
+        let mut members = Members::new(source)?;
+        let mut number = 0;
+        while let Some(member) = members.next()? {
+            if let Err(reason) = tree.add(number, &member) {
+                feed.skip(path_of(&member), reason)?;
+            }
+            number += 1;
+        }
+        Ok(tree)
+    }
 
-impl TarReader<'_, '_> {
-    fn entries<R: Read>(&mut self, entries: Entries<'_, R>) -> Result<(), Problem> {
-        for entry in entries {
-            self.entry(entry?)?;
+    /// Takes a member in, or says why it has no place.
+    fn add(&mut self, number: u64, member: &Member) -> Result<(), &'static str> {
+        let kind = kind_of(member.kind).ok_or("is of a kind that images do not have")?;
+        if kind == FileKind::Symlink && !(1..=SYMLINK_LEN_MAX).contains(&member.target.len()) {
+            return Err("is a symlink to nothing, or too long");
+        }
+        let names = names_of(&member.path).ok_or("has a name that no file can have")?;
+        let Some((last, above)) = names.split_last() else {
+            if kind == FileKind::Directory {
+                self.folders[0].member = Some(number);
+            }
+            return Ok(());
+        };
+        let target = match member.kind.is_hard_link() {
+            true => Some(self.file_at(&member.target).ok_or(NO_TARGET)?),
+            false => None,
+        };
+        let mut parent = 0;
+        for name in above {
+            parent = match self.folders[parent].entries.get(*name) {
+                Some(Entry::Folder(at)) => *at,
+                Some(Entry::Other(_)) => return Err("lies in something that is no folder"),
+                None => self.add_folder(parent, name),
+            };
+        }
+        let before = self.folders[parent].entries.get(*last);
+        match (kind, before) {
+            (FileKind::Directory, Some(Entry::Folder(at))) => {
+                let at = *at;
+                self.folders[at].member = Some(number);
+            }
+            (FileKind::Directory, _) => {
+                let at = self.add_folder(parent, last);
+                self.folders[at].member = Some(number);
+            }
+            _ => {
+                let entry = Entry::Other(target.unwrap_or(number));
+                self.folders[parent].entries.insert((*last).into(), entry);
+            }
         }
         Ok(())
     }
 
-    fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), Problem> {
-        let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader) {
-            return Ok(());
-        }
-        let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        let extensions = extensions_of(&mut entry)?;
-        let attributes = attributes_of(entry.header(), entry.size(), extensions.mtime)?;
-        let (Some(attributes), Some(mut names)) = (attributes, names_of(&path)) else {
-            let reason = match names_of(&path) {
-                Some(_) => "is of a kind that images do not have",
-                None => "has a name that no file can have",
+    fn add_folder(&mut self, parent: usize, name: &[u8]) -> usize {
+        let at = self.folders.len();
+        self.folders.push(Folder::default());
+        let entries = &mut self.folders[parent].entries;
+        entries.insert(name.into(), Entry::Folder(at));
+        at
+    }
+
+    /// The member whose contents stand at a path now.
+    fn file_at(&self, path: &[u8]) -> Option<u64> {
+        let names = names_of(path)?;
+        let (last, above) = names.split_last()?;
+        let mut at = 0;
+        for name in above {
+            at = match self.folders[at].entries.get(*name)? {
+                Entry::Folder(below) => *below,
+                Entry::Other(_) => return None,
             };
-            return Ok(self.feed.skip(&path, reason)?);
-        };
-        if extensions.is_sparse {
-            let reason =
-                "is a sparse file in pax form; make the tar with --format=gnu, or without --sparse";
-            return Ok(self.feed.skip(&path, reason)?);
         }
-        if !extensions.is_whole {
-            let reason = "without an extended attribute whose value holds a line break";
-            self.feed.skip(&path, reason)?;
-        }
-        let Some(last) = names.pop() else {
-            // The top itself.
-            self.folders[0].attributes = Attributes {
-                kind: FileKind::Directory,
-                ..attributes
-            };
-            self.folders[0].xattrs = extensions.xattrs;
-            return Ok(());
-        };
-        let Some(parent) = self.folder(&names) else {
-            return Ok(self
-                .feed
-                .skip(&path, "lies in something that is no folder")?);
-        };
-        let key = (parent, Box::from(last));
-        let name = || Name {
-            parent,
-            name: last.into(),
-        };
-        match (self.known.get(&key).copied(), attributes.kind) {
-            (None, _) => {}
-            (Some(Known::Folder(at)), FileKind::Directory) if kind.is_dir() => {
-                self.folders[at].attributes = attributes;
-                self.folders[at].xattrs = extensions.xattrs;
-                return Ok(());
-            }
-            (Some(_), _) => {
-                let reason = "stands in the archive twice; the image has the first";
-                return Ok(self.feed.skip(&path, reason)?);
-            }
-        }
-        if kind.is_dir() {
-            self.known.insert(key, Known::Folder(self.folders.len()));
-            self.folders.push(Folder {
-                inode: self.feed.number(),
-                name: Some(name()),
-                attributes,
-                xattrs: extensions.xattrs,
-                path,
-            });
-            return Ok(());
-        }
-        if kind.is_hard_link() {
-            let target = entry.link_name_bytes().unwrap_or_default();
-            let Some(inode) = self.inode_at(Path::new(OsStr::from_bytes(&target))) else {
-                let reason = "is a hard link to a file that is not in the archive before it";
-                return Ok(self.feed.skip(&path, reason)?);
-            };
-            self.known.insert(key, Known::Other(inode));
-            let name = name();
-            return Ok(self.feed.send(Item::Link { name, inode, path })?);
-        }
-        let inode = self.feed.number();
-        self.known.insert(key, Known::Other(inode));
-        let symlink = match attributes.kind {
-            FileKind::Symlink => entry.link_name_bytes().map(|target| target.into_owned()),
-            _ => None,
-        };
-        if attributes.kind == FileKind::Symlink && symlink.as_ref().is_none_or(Vec::is_empty) {
-            return Ok(self.feed.skip(&path, "is a symlink to nothing")?);
-        }
-        let size = symlink
-            .as_ref()
-            .map_or(attributes.size, |target| target.len() as u64);
-        let node = Node {
-            inode,
-            name: Some(name()),
-            attributes: Attributes { size, ..attributes },
-            symlink,
-            xattrs: extensions.xattrs,
-            content: Content::None,
-            path,
-        };
-        if attributes.kind == FileKind::File {
-            self.file(node, &mut entry)
-        } else {
-            Ok(self.feed.send(Item::Node(Box::new(node)))?)
+        match self.folders[at].entries.get(*last)? {
+            Entry::Other(member) => Some(*member),
+            Entry::Folder(_) => None,
         }
     }
 
-    fn file<R: Read>(&mut self, mut node: Node, entry: &mut Entry<'_, R>) -> Result<(), Problem> {
+    /// Numbers the folders that are left and finds the names of all else.
+    fn plan(mut self, feed: &mut Feed<'_>) -> Plan {
+        let mut plan = Plan::default();
+        let mut stack = vec![(0, None, PathBuf::new())];
+        while let Some((at, name, path)) = stack.pop() {
+            let folder = std::mem::take(&mut self.folders[at]);
+            let parent = feed.number();
+            let planned = PlannedFolder {
+                inode: parent,
+                name,
+                path: path.clone(),
+            };
+            match folder.member {
+                Some(member) => drop(plan.folders.insert(member, planned)),
+                None => plan.unnamed.push(planned),
+            }
+            for (name, entry) in folder.entries {
+                let path = path.join(OsStr::from_bytes(&name));
+                let name = Name { parent, name };
+                match entry {
+                    Entry::Folder(at) => stack.push((at, Some(name), path)),
+                    Entry::Other(member) => {
+                        plan.others.entry(member).or_default().push((name, path))
+                    }
+                }
+            }
+        }
+        plan
+    }
+}
+
+/// What is to be handed on of which member.
+#[derive(Default)]
+struct Plan {
+    folders: BTreeMap<u64, PlannedFolder>,
+    /// Folders that no member describes.
+    unnamed: Vec<PlannedFolder>,
+    /// All names of each file, symlink, FIFO or device.
+    others: BTreeMap<u64, Vec<(Name, PathBuf)>>,
+}
+
+struct PlannedFolder {
+    inode: Inode,
+    name: Option<Name>,
+    path: PathBuf,
+}
+
+impl PlannedFolder {
+    fn into_node(self, attributes: Attributes, xattrs: Xattrs) -> Item {
+        Item::Node(Box::new(Node {
+            inode: self.inode,
+            name: self.name,
+            attributes,
+            symlink: None,
+            xattrs,
+            content: Content::None,
+            path: self.path,
+        }))
+    }
+}
+
+struct Reader<'f, 'a> {
+    plan: Plan,
+    source: &'f Arc<File>,
+    feed: &'f mut Feed<'a>,
+}
+
+impl Reader<'_, '_> {
+    fn read(mut self) -> Result<(), Problem> {
+        let source = Arc::clone(self.source);
+        let mut members = Members::new(&source)?;
+        let len = source.metadata().map_err(ImportError::Source)?.len();
+        self.feed.shared.set_total(len);
+        for folder in std::mem::take(&mut self.plan.unnamed) {
+            let node = folder.into_node(folder_attributes(), Xattrs::new());
+            self.feed.send(node)?;
+        }
+        let mut number = 0;
+        while let Some(mut member) = members.next()? {
+            let lost = std::mem::take(&mut member.lost);
+            let path = path_of(&member).to_owned();
+            let is_kept = self.hand_on(number, member)?;
+            for reason in lost.into_iter().filter(|_| is_kept) {
+                self.feed.skip(&path, reason)?;
+            }
+            number += 1;
+        }
+        match self.plan.folders.is_empty() && self.plan.others.is_empty() {
+            true => Ok(()),
+            false => Err(ImportError::Archive {
+                what: "it changed while it was read",
+                at: len,
+            }
+            .into()),
+        }
+    }
+
+    /// Hands on what is left of a member; false if nothing is.
+    fn hand_on(&mut self, number: u64, member: Member) -> Result<bool, Problem> {
+        let Some(kind) = kind_of(member.kind) else {
+            return Ok(false);
+        };
+        let attributes = Attributes {
+            kind,
+            mode: member.mode,
+            uid: member.uid,
+            gid: member.gid,
+            nlink: 1,
+            size: match kind {
+                FileKind::File => member.size,
+                FileKind::Symlink => member.target.len() as u64,
+                _ => 0,
+            },
+            mtime: member.mtime,
+            ctime: member.mtime,
+            rdev: member.rdev,
+        };
+        if let Some(folder) = self.plan.folders.remove(&number) {
+            self.feed
+                .send(folder.into_node(attributes, member.xattrs))?;
+            return Ok(true);
+        }
+        let Some(names) = self.plan.others.remove(&number) else {
+            return Ok(false);
+        };
+        let mut names = names.into_iter();
+        let Some((name, path)) = names.next() else {
+            return Ok(false);
+        };
+        let inode = self.feed.number();
+        let node = Node {
+            inode,
+            name: Some(name),
+            attributes,
+            symlink: (kind == FileKind::Symlink).then_some(member.target),
+            xattrs: member.xattrs,
+            content: Content::None,
+            path,
+        };
+        match kind {
+            FileKind::File => self.file(node, &member.stretches)?,
+            _ => self.feed.send(Item::Node(Box::new(node)))?,
+        }
+        for (name, path) in names {
+            self.feed.send(Item::Link { name, inode, path })?;
+        }
+        Ok(true)
+    }
+
+    fn file(&mut self, mut node: Node, stretches: &[Stretch]) -> Result<(), Problem> {
         let size = node.attributes.size;
         if size <= INLINE_LEN_MAX as u64 {
-            let mut content = vec![0; size as usize];
-            entry.read_exact(&mut content)?;
-            node.content = Content::Inline(content);
+            let content = self.pick(stretches, 0, size as usize);
+            node.content = Content::Inline(content.map_err(ImportError::Source)?);
             self.feed.shared.advance(size);
             return Ok(self.feed.send(Item::Node(Box::new(node)))?);
         }
         node.content = Content::Parts;
         self.feed.send(Item::Node(Box::new(node)))?;
-        let lies_in_one_piece = !entry.header().entry_type().is_gnu_sparse();
         let mut offset = 0;
-        while offset < size {
-            let len = (size - offset).min(PART_LEN as u64);
-            let bytes = match &self.at {
-                Some(file) if lies_in_one_piece => Bytes::File {
-                    file: Arc::clone(file),
-                    position: entry.raw_file_position() + offset,
+        let mut rest = stretches;
+        loop {
+            let passed = rest.partition_point(|stretch| stretch.end() <= offset);
+            rest = &rest[passed..];
+            let Some(first) = rest.first() else { break };
+            let start = offset.max(first.offset - first.offset % BLOCK_SIZE as u64);
+            let len = (size - start).min(PART_LEN as u64);
+            self.feed.shared.advance(start - offset);
+            let is_whole = first.offset <= start && first.end() >= start + len;
+            let bytes = if is_whole {
+                Bytes::File {
+                    file: Arc::clone(self.source),
+                    position: first.position + (start - first.offset),
                     len: len as usize,
                     may_be_short: false,
-                },
-                _ => {
-                    let mut bytes = vec![0; len as usize];
-                    entry.read_exact(&mut bytes)?;
-                    Bytes::Memory(bytes)
                 }
+            } else {
+                let picked = self.pick(rest, start, len as usize);
+                Bytes::Memory(picked.map_err(ImportError::Source)?)
             };
-            self.feed.part(bytes, offset)?;
-            offset += len;
+            self.feed.part(bytes, start)?;
+            offset = start + len;
         }
+        self.feed.shared.advance(size - offset);
         Ok(self.feed.send(Item::End(None))?)
     }
 
-    /// The folder at a path, made if need be; nothing if something else is in the way.
-    fn folder(&mut self, names: &[&[u8]]) -> Option<Inode> {
-        let mut parent = self.root;
-        let mut path = PathBuf::new();
-        for name in names {
-            path.push(OsStr::from_bytes(name));
-            let known = self.known.get(&(parent, Box::from(*name))).copied();
-            parent = match known {
-                Some(Known::Folder(at)) => self.folders[at].inode,
-                Some(Known::Other(_)) => return None,
-                None => {
-                    let inode = self.feed.number();
-                    let at = Known::Folder(self.folders.len());
-                    self.known.insert((parent, Box::from(*name)), at);
-                    self.folders.push(Folder {
-                        inode,
-                        name: Some(Name {
-                            parent,
-                            name: Box::from(*name),
-                        }),
-                        attributes: folder_attributes(),
-                        xattrs: Vec::new(),
-                        path: path.clone(),
-                    });
-                    inode
-                }
-            };
-        }
-        Some(parent)
-    }
-
-    /// The file at a path that was met before.
-    fn inode_at(&self, path: &Path) -> Option<Inode> {
-        let names = names_of(path)?;
-        let (last, folders) = names.split_last()?;
-        let mut parent = self.root;
-        for name in folders {
-            match self.known.get(&(parent, Box::from(*name)))? {
-                Known::Folder(at) => parent = self.folders[*at].inode,
-                Known::Other(_) => return None,
+    /// Puts a range of a file together.
+    fn pick(&self, stretches: &[Stretch], offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let end = offset + len as u64;
+        for stretch in stretches.iter().take_while(|stretch| stretch.offset < end) {
+            let (from, to) = (stretch.offset.max(offset), stretch.end().min(end));
+            if from < to {
+                let place = &mut bytes[(from - offset) as usize..(to - offset) as usize];
+                let position = stretch.position + (from - stretch.offset);
+                self.source.read_exact_at(place, position)?;
             }
         }
-        match self.known.get(&(parent, Box::from(*last)))? {
-            Known::Other(inode) => Some(*inode),
-            Known::Folder(_) => None,
-        }
-    }
-
-    fn finish(self) -> Result<(), Ended> {
-        for folder in self.folders {
-            self.feed.send(Item::Node(Box::new(Node {
-                inode: folder.inode,
-                name: folder.name,
-                attributes: folder.attributes,
-                symlink: None,
-                xattrs: folder.xattrs,
-                content: Content::None,
-                path: folder.path,
-            })))?;
-        }
-        Ok(())
+        Ok(bytes)
     }
 }
 
-/// The names of a path from the top; nothing if one of them is none.
-fn names_of(path: &Path) -> Option<Vec<&[u8]>> {
-    let parts = path.as_os_str().as_bytes().split(|byte| *byte == b'/');
-    let names: Vec<_> = parts
-        .filter(|name| !name.is_empty() && *name != b".")
-        .collect();
-    let possible = |name: &&[u8]| name.len() <= ENTRY_NAME_LEN_MAX && *name != b"..";
-    names.iter().all(possible).then_some(names)
-}
-
-fn extensions_of<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Extensions> {
-    let mut extensions = Extensions {
-        mtime: None,
-        is_whole: true,
-        is_sparse: false,
-        xattrs: Vec::new(),
-    };
-    let Some(records) = entry.pax_extensions()? else {
-        return Ok(extensions);
-    };
-    for record in records {
-        let Ok(record) = record else {
-            extensions.is_whole = false;
-            continue;
-        };
-        let (name, value) = (record.key_bytes(), record.value_bytes());
-        if name == b"mtime" {
-            extensions.mtime = std::str::from_utf8(value).ok().and_then(time_of);
-        } else if let Some(name) = name.strip_prefix(b"SCHILY.xattr.") {
-            extensions.xattrs.push((name.to_vec(), value.to_vec()));
-        } else if name.starts_with(b"GNU.sparse.") {
-            extensions.is_sparse = true;
-        }
-    }
-    Ok(extensions)
-}
-
-/// Reads seconds with a decimal fraction.
-fn time_of(text: &str) -> Option<Timestamp> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let mut seconds: i64 = whole.parse().ok()?;
-    let mut digits = fraction.get(..fraction.len().min(9))?.to_owned();
-    while digits.len() < 9 {
-        digits.push('0');
-    }
-    let mut nanos: u32 = digits.parse().ok()?;
-    if whole.starts_with('-') && nanos > 0 {
-        seconds = seconds.checked_sub(1)?;
-        nanos = 1_000_000_000 - nanos;
-    }
-    Some(Timestamp { seconds, nanos })
-}
-
-/// The attributes of a member; nothing for a kind that images do not have.
-fn attributes_of(
-    header: &Header,
-    size: u64,
-    mtime: Option<Timestamp>,
-) -> io::Result<Option<Attributes>> {
-    let kind = match header.entry_type() {
+/// What a member is in an image; a hard link is whatever it leads to.
+fn kind_of(kind: EntryType) -> Option<FileKind> {
+    Some(match kind {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse | EntryType::Link => {
             FileKind::File
         }
@@ -408,35 +378,22 @@ fn attributes_of(
         EntryType::Fifo => FileKind::Fifo,
         EntryType::Char => FileKind::CharDevice,
         EntryType::Block => FileKind::BlockDevice,
-        _ => return Ok(None),
-    };
-    let number = |number: u64| u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData);
-    let mtime = match mtime {
-        Some(mtime) => mtime,
-        None => Timestamp {
-            seconds: i64::try_from(header.mtime()?).unwrap_or(i64::MAX),
-            nanos: 0,
-        },
-    };
-    let rdev = match kind {
-        FileKind::CharDevice | FileKind::BlockDevice => {
-            let major = header.device_major()?.unwrap_or_default();
-            let minor = header.device_minor()?.unwrap_or_default();
-            rustix::fs::makedev(major, minor) as u32
-        }
-        _ => 0,
-    };
-    Ok(Some(Attributes {
-        kind,
-        mode: header.mode()? & 0o7777,
-        uid: number(header.uid()?)?,
-        gid: number(header.gid()?)?,
-        nlink: 1,
-        size: if kind == FileKind::File { size } else { 0 },
-        mtime,
-        ctime: mtime,
-        rdev,
-    }))
+        _ => return None,
+    })
+}
+
+fn path_of(member: &Member) -> &Path {
+    Path::new(OsStr::from_bytes(&member.path))
+}
+
+/// The names of a path from the top; nothing if one of them is none.
+fn names_of(path: &[u8]) -> Option<Vec<&[u8]>> {
+    let parts = path.split(|byte| *byte == b'/');
+    let names: Vec<_> = parts
+        .filter(|name| !name.is_empty() && *name != b".")
+        .collect();
+    let possible = |name: &&[u8]| name_allowed(name);
+    names.iter().all(possible).then_some(names)
 }
 
 /// A folder that the archive does not describe: the importer's own.
@@ -460,4 +417,4 @@ fn folder_attributes() -> Attributes {
     }
 }
 
-const BLOCK_LEN: usize = 512;
+const NO_TARGET: &str = "is a hard link to a file that is not in the archive before it";

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
@@ -121,11 +121,20 @@ pub(crate) fn make_tree(top: &Path) {
         std::os::unix::fs::lchown(top.join("link"), Some(1234), Some(4321)).unwrap();
     }
     let long: Vec<u8> = (b'a'..=b'z').cycle().take(3_000).collect();
-    for (name, value) in [("user.note", &b"short"[..]), ("user.long", &long)] {
-        for path in ["small", "deep"] {
-            let set = lsetxattr(top.join(path), name, value, XattrFlags::empty());
-            set.expect("the file system holds extended attributes");
-        }
+    let acl = |text| Acl::from_text(text).unwrap().encode();
+    let access = acl("u::rw-,u:1234:rwx,g::r--,g:7:-w-,m::rw-,o::---");
+    let default = acl("u::rwx,g::r-x,g:4321:rwx,m::rwx,o::r-x");
+    for (path, name, value) in [
+        ("small", "user.note", &b"short"[..]),
+        ("small", "user.long", &long),
+        ("small", "user.lines", b"one\ntwo\0=three"),
+        ("deep", "user.note", b"short"),
+        ("deep", "user.long", &long),
+        ("just too long", "system.posix_acl_access", &access),
+        ("empty folder", "system.posix_acl_default", &default),
+    ] {
+        let set = lsetxattr(top.join(path), name, value, XattrFlags::empty());
+        set.expect("the file system holds extended attributes and access lists");
     }
     let _socket = UnixListener::bind(top.join("socket")).unwrap();
     // Folders last: what is made in them changes them.
@@ -305,23 +314,209 @@ fn an_import_ends_when_it_is_told_to_or_its_sink_closes() {
     assert!(matches!(cancelled, ImportError::Cancelled), "{cancelled}");
 }
 
+/// Makes a tar with the system's own program, in a folder.
+fn tar(dir: &Path, name: &str, args: &[&str]) -> PathBuf {
+    let path = dir.join(name);
+    let made = std::process::Command::new("tar")
+        .arg("-C")
+        .arg(dir)
+        .arg("-cf")
+        .arg(&path)
+        .args(args)
+        .status();
+    assert!(made.unwrap().success());
+    path
+}
+
+/// Unpacks an image; returns the folder.
+fn unpacked(dir: &Path, name: &str, kept: &Kept, imported: &Imported) -> PathBuf {
+    let dest = dir.join(name);
+    crate::export::tests::unpack(kept, imported.root, &dest);
+    dest
+}
+
 #[test]
-fn a_sparse_member_in_pax_form_is_left_out_and_named_instead_of_read_wrongly() {
+fn sparse_members_of_every_form_are_read_as_they_were() {
     let dir = tempfile::tempdir().unwrap();
     let sparse = std::fs::File::create(dir.path().join("sparse")).unwrap();
-    sparse.set_len(1 << 20).unwrap();
-    sparse.write_all_at(b"island", 1 << 19).unwrap();
-    std::fs::write(dir.path().join("plain"), "text").unwrap();
-    let tar = dir.path().join("a.tar");
-    let made = std::process::Command::new("tar")
-        .args(["--sparse", "--format=posix", "-cf"])
-        .arg(&tar)
-        .args(["-C", dir.path().to_str().unwrap(), "sparse", "plain"])
-        .status()
-        .unwrap();
-    assert!(made.success());
-    let imported = imported(&tar, &Kept::default());
+    sparse.set_len((300 << 20) + 17).unwrap();
+    for island in 0..40u64 {
+        sparse
+            .write_all_at(&noise(island, 5_000), island * 7_000_000 + 3)
+            .unwrap();
+    }
+    let all_hole = std::fs::File::create(dir.path().join("hole")).unwrap();
+    all_hole.set_len(5 << 20).unwrap();
+    std::fs::write(dir.path().join("plain"), noise(100, 3_000_000)).unwrap();
+    let members = ["--sparse", "sparse", "hole", "plain"];
+    for form in ["gnu", "0.0", "0.1", "1.0"] {
+        let option = match form {
+            "gnu" => "--format=gnu".to_owned(),
+            form => format!("--sparse-version={form}"),
+        };
+        let mut args = vec![option.as_str()];
+        args.extend((form != "gnu").then_some("--format=posix"));
+        args.extend(members);
+        let path = tar(dir.path(), &format!("{form}.tar"), &args);
+        assert!(path.metadata().unwrap().len() < 6 << 20);
+        let kept = Kept::default();
+        let imported = imported(&path, &kept);
+        assert_eq!(imported.skipped, [], "{form}");
+        assert!(imported.sealed_bytes < 10 << 20, "holes are holes");
+        let out = unpacked(dir.path(), form, &kept, &imported);
+        for name in ["sparse", "hole", "plain"] {
+            let (a, b) = (dir.path().join(name), out.join(name));
+            assert!(
+                std::fs::read(a).unwrap() == std::fs::read(&b).unwrap(),
+                "{form} {name}"
+            );
+        }
+        assert!(out.join("sparse").metadata().unwrap().blocks() * 512 < 8 << 20);
+    }
+}
+
+#[test]
+fn of_a_name_that_stands_in_a_tar_twice_the_last_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let path = at("a.tar");
+    let append = |names: &[&str]| {
+        let added = std::process::Command::new("tar")
+            .arg("-rf")
+            .arg(&path)
+            .arg("-C")
+            .arg(dir.path())
+            .args(names)
+            .status();
+        assert!(added.unwrap().success());
+    };
+    std::fs::write(at("file"), noise(1, 200_000)).unwrap();
+    std::fs::hard_link(at("file"), at("linked")).unwrap();
+    std::fs::write(at("becomes folder"), noise(2, 100_000)).unwrap();
+    std::fs::create_dir(at("becomes file")).unwrap();
+    std::fs::write(at("becomes file/gone"), noise(3, 100_000)).unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    std::fs::write(at("folder/first"), "first").unwrap();
+    append(&["file", "linked", "becomes folder", "becomes file", "folder"]);
+    std::fs::remove_file(at("file")).unwrap();
+    std::fs::write(at("file"), noise(4, 150_000)).unwrap();
+    std::fs::remove_file(at("becomes folder")).unwrap();
+    std::fs::create_dir(at("becomes folder")).unwrap();
+    std::fs::write(at("becomes folder/inside"), noise(5, 100_000)).unwrap();
+    std::fs::remove_dir_all(at("becomes file")).unwrap();
+    std::fs::write(at("becomes file"), noise(6, 100_000)).unwrap();
+    std::fs::remove_file(at("folder/first")).unwrap();
+    std::fs::write(at("folder/second"), "second").unwrap();
+    append(&["file", "becomes folder", "becomes file", "folder"]);
+
+    let kept = Kept::default();
+    let imported = imported(&path, &kept);
+    assert_eq!(imported.skipped, []);
+    let out = unpacked(dir.path(), "out", &kept, &imported);
+    let read = |name: &str| std::fs::read(out.join(name)).unwrap();
+    assert!(read("file") == noise(4, 150_000));
+    assert!(
+        read("linked") == noise(1, 200_000),
+        "the other name has what it had"
+    );
+    assert!(read("becomes folder/inside") == noise(5, 100_000));
+    assert!(read("becomes file") == noise(6, 100_000));
+    assert_eq!(
+        (read("folder/first"), read("folder/second")),
+        (b"first".into(), b"second".into())
+    );
+    assert_eq!(imported.files, 6);
+}
+
+#[test]
+fn a_tar_that_was_cut_short_or_damaged_is_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a"), noise(1, 100_000)).unwrap();
+    std::fs::write(dir.path().join("b"), "small").unwrap();
+    let path = tar(dir.path(), "whole.tar", &["a", "b"]);
+    let whole = std::fs::read(&path).unwrap();
+    let run = |bytes: &[u8]| {
+        let path = dir.path().join("part.tar");
+        std::fs::write(&path, bytes).unwrap();
+        let kept = Kept::default();
+        import(&path).run(&kept, &Reporter::new(Phase::Import), &Cancel::default())
+    };
+    assert!(run(&whole).is_ok());
+    // In a header, in contents, between members, and where the end mark is missing.
+    let a_end = 512 + 100_000usize.next_multiple_of(512);
+    for len in [
+        600,
+        50_000,
+        512 + 100_000,
+        a_end,
+        a_end + 300,
+        a_end + 515,
+        a_end + 1_024,
+    ] {
+        let outcome = run(&whole[..len]);
+        assert!(
+            matches!(outcome, Err(ImportError::Archive { .. })),
+            "{len}: {outcome:?}"
+        );
+    }
+    let mut damaged = whole.clone();
+    damaged[a_end + 5] ^= 1;
+    assert!(matches!(run(&damaged), Err(ImportError::Archive { .. })));
+}
+
+#[test]
+fn a_source_is_known_by_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("source");
+    let look_at = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        look(&path, None)
+    };
+    let is_form = |outcome| matches!(outcome, Err(ImportError::Form { .. }));
+    for magic in [
+        &b"\x1f\x8b\x08"[..],
+        b"\xfd7zXZ\0",
+        b"\x28\xb5\x2f\xfd",
+        b"BZh9",
+        b"QFI\xfb",
+    ] {
+        let mut bytes = magic.to_vec();
+        bytes.resize(4_096, 7);
+        assert!(is_form(look_at(&bytes)), "{magic:?}");
+    }
+    assert!(is_form(look_at(&b"just some lines of text\n".repeat(512))));
+    assert!(is_form(look_at(&noise(1, 10_001))), "no whole sectors");
+    assert!(matches!(look_at(&noise(1, 10_240)), Ok(SourceKind::Disk)));
+    assert!(matches!(look_at(&[0; 1 << 20]), Ok(SourceKind::Disk)));
+    assert!(matches!(look_at(&[0; 10_240]), Ok(SourceKind::Tar)));
+    assert!(matches!(look_at(b""), Err(ImportError::EmptyDisk)));
+    assert!(matches!(look(dir.path(), None), Ok(SourceKind::Tree)));
+    // Whoever says what it is gets it.
+    std::fs::write(&path, b"text").unwrap();
+    assert!(matches!(
+        look(&path, Some(SourceKind::Disk)),
+        Ok(SourceKind::Disk)
+    ));
+
+    let empty = tar(dir.path(), "empty.tar", &["-T", "/dev/null"]);
+    let kept = Kept::default();
+    assert_eq!(imported(&empty, &kept).files, 0);
+}
+
+#[test]
+fn an_attribute_that_images_do_not_keep_is_named() {
+    assert!(keeps_xattr(b"user.note", b"x") && !keeps_xattr(b"system.nfs4_acl", b"x"));
+    assert!(!keeps_xattr(ACCESS, b"x") && !keeps_xattr(b"user.long", &[0; BLOCK_SIZE + 1]));
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "text").unwrap();
+    let record = "SCHILY.acl.access:=user::rw-\nuser:anna:r--\ngroup::r--\nmask::r--\nother::---";
+    let option = format!("--pax-option={record}");
+    let path = tar(dir.path(), "a.tar", &["--format=posix", &option, "file"]);
+    let imported = imported(&path, &Kept::default());
     assert_eq!(imported.files, 1);
-    assert_eq!(imported.skipped.len(), 1);
-    assert!(imported.skipped[0].reason.contains("sparse"));
+    assert!(
+        imported.skipped[0].reason.contains("--numeric-owner"),
+        "{:?}",
+        imported.skipped
+    );
 }

@@ -106,6 +106,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DO_READDIRPLUS,
+            // With it the umask is the tree's business, as it has none where an access list is inherited.
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             // Without it the kernel asks for a file capability before every single write.
@@ -195,14 +198,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(kind) = node_kind(mode) else {
             return reply.error(fuser::Errno::EPERM);
         };
-        let new = new_inode(request, kind, mode, rdev);
+        let new = new_inode(request, kind, mode, umask, rdev);
         let (parent, name) = (inode(parent), name.as_bytes().to_vec());
         self.answer_entry(reply, move |tree| tree.make(parent, &name, new).map(Some));
     }
@@ -213,10 +216,10 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let new = new_inode(request, FileKind::Directory, mode, 0);
+        let new = new_inode(request, FileKind::Directory, mode, umask, 0);
         let (parent, name) = (inode(parent), name.as_bytes().to_vec());
         self.answer_entry(reply, move |tree| tree.make(parent, &name, new).map(Some));
     }
@@ -300,11 +303,11 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let new = new_inode(request, FileKind::File, mode, 0);
+        let new = new_inode(request, FileKind::File, mode, umask, 0);
         let access = access(OpenFlags(flags & !libc::O_TRUNC), false);
         let (parent, name) = (inode(parent), name.as_bytes().to_vec());
         let generation = self.generation;
@@ -524,7 +527,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -539,7 +542,10 @@ impl Filesystem for Adapter {
             _ => return reply.error(fuser::Errno::EINVAL),
         };
         let (ino, name, value) = (inode(ino), name.as_bytes().to_vec(), value.to_vec());
-        self.answer_empty(reply, move |tree| tree.set_xattr(ino, &name, &value, mode));
+        let kill = !keeps_privileges(request);
+        self.answer_empty(reply, move |tree| {
+            tree.set_xattr(ino, &name, &value, mode, kill)
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -621,10 +627,11 @@ fn dots(offset: u64) -> impl Iterator<Item = (u64, &'static str)> {
     all.into_iter().filter(move |(cookie, _)| *cookie > offset)
 }
 
-fn new_inode(request: &Request, kind: FileKind, mode: u32, rdev: u32) -> NewInode {
+fn new_inode(request: &Request, kind: FileKind, mode: u32, umask: u32, rdev: u32) -> NewInode {
     NewInode {
         kind,
         mode,
+        umask,
         uid: request.uid(),
         gid: request.gid(),
         rdev,

@@ -60,16 +60,18 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
         FileKind::Fifo => FileType::NamedPipe,
         FileKind::CharDevice => FileType::CharDevice,
         FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Socket => FileType::Socket,
     }
 }
 
-/// The kind that `mknod` asks for; sockets are not stored.
+/// The kind that `mknod` asks for.
 pub(super) fn node_kind(mode: u32) -> Option<FileKind> {
     match mode & libc::S_IFMT {
         libc::S_IFREG => Some(FileKind::File),
         libc::S_IFIFO => Some(FileKind::Fifo),
         libc::S_IFCHR => Some(FileKind::CharDevice),
         libc::S_IFBLK => Some(FileKind::BlockDevice),
+        libc::S_IFSOCK => Some(FileKind::Socket),
         _ => None,
     }
 }

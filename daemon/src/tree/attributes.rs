@@ -8,7 +8,9 @@ use super::data::{FILE_SIZE_MAX, drop_capability, regular};
 use super::names::{MODE_BITS, S_ISGID};
 use super::transaction::Transaction;
 use super::view::{Failure, View};
+use super::xattrs::{acl, put_acl};
 use super::{OwnerMapping, Tree};
+use crate::acl::ACCESS;
 
 /// An inode as the kernel sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,12 @@ impl Tree {
             }
             if let Some(mode) = set.mode {
                 attributes.mode = mode & MODE_BITS;
+                if attributes.kind != FileKind::Symlink
+                    && let Some(mut acl) = acl(transaction.view(), inode, ACCESS)?
+                {
+                    acl.chmod(mode);
+                    put_acl(transaction, inode, ACCESS, &acl);
+                }
             }
             if let Some(size) = set.size {
                 regular(attributes.kind)?;
@@ -108,15 +116,9 @@ impl Tree {
         inode: Inode,
         mut attributes: Attributes,
     ) -> Result<Shown, Failure> {
-        if let OwnerMapping::Map { uid, gid } = self.owner {
-            let (image_uid, image_gid) = image_owner(view)?;
-            if attributes.uid == image_uid {
-                attributes.uid = uid;
-            }
-            if attributes.gid == image_gid {
-                attributes.gid = gid;
-            }
-        }
+        let ids = self.shown_ids(view)?;
+        attributes.uid = ids.user(attributes.uid);
+        attributes.gid = ids.group(attributes.gid);
         let blocks = match attributes.kind {
             FileKind::File if attributes.size > 0 => self.blocks(view, inode, attributes.size),
             _ => 0,
@@ -145,18 +147,25 @@ impl Tree {
         uid: u32,
         gid: u32,
     ) -> Result<(u32, u32), Failure> {
-        let OwnerMapping::Map {
-            uid: own_uid,
-            gid: own_gid,
-        } = self.owner
-        else {
-            return Ok((uid, gid));
-        };
-        let (image_uid, image_gid) = image_owner(view)?;
-        Ok((
-            if uid == own_uid { image_uid } else { uid },
-            if gid == own_gid { image_gid } else { gid },
-        ))
+        let ids = self.stored_ids(view)?;
+        Ok((ids.user(uid), ids.group(gid)))
+    }
+
+    /// What turns the ids that are kept into those that are shown.
+    pub(super) fn shown_ids(&self, view: View<'_>) -> Result<Ids, Failure> {
+        Ok(match self.owner {
+            OwnerMapping::Keep => Ids::default(),
+            OwnerMapping::Map { uid, gid } => Ids {
+                from: image_owner(view)?,
+                to: (uid, gid),
+            },
+        })
+    }
+
+    /// What turns the ids that a caller gives into those that are kept.
+    pub(super) fn stored_ids(&self, view: View<'_>) -> Result<Ids, Failure> {
+        let Ids { from, to } = self.shown_ids(view)?;
+        Ok(Ids { from: to, to: from })
     }
 }
 
@@ -188,6 +197,23 @@ pub(super) fn without_privileges(kind: FileKind, mode: u32) -> u32 {
         0
     };
     mode & !(S_ISUID | group)
+}
+
+/// Turns one owner into another and leaves all others alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ids {
+    from: (u32, u32),
+    to: (u32, u32),
+}
+
+impl Ids {
+    pub(super) fn user(self, id: u32) -> u32 {
+        if id == self.from.0 { self.to.0 } else { id }
+    }
+
+    pub(super) fn group(self, id: u32) -> u32 {
+        if id == self.from.1 { self.to.1 } else { id }
+    }
 }
 
 fn image_owner(view: View<'_>) -> Result<(u32, u32), Failure> {

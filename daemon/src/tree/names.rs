@@ -6,15 +6,19 @@ use rustix::io::Errno;
 
 use super::transaction::Transaction;
 use super::view::{Entry, Failure, Name};
+use super::xattrs::{acl, put_acl};
 use super::{Shown, Tree};
+use crate::acl::{ACCESS, DEFAULT};
 
 /// What a new inode is to be.
 #[derive(Debug, Clone, Copy)]
 pub struct NewInode {
     /// File, FIFO, device or directory; symlinks have their own call.
     pub kind: FileKind,
-    /// Permission bits, the caller's mask applied.
+    /// Permission bits as the caller gave them.
     pub mode: u32,
+    /// Those that are taken away, unless the folder has an access list to be inherited.
+    pub umask: u32,
     /// The caller's ids.
     pub uid: u32,
     /// The caller's ids; a directory with the set-group-id bit overrides it.
@@ -90,6 +94,7 @@ impl Tree {
             let new = NewInode {
                 kind: FileKind::Symlink,
                 mode: 0o777,
+                umask: 0,
                 uid,
                 gid,
                 rdev: 0,
@@ -232,6 +237,20 @@ impl Tree {
         let mut mode = new.mode & MODE_BITS;
         if inherits && new.kind == FileKind::Directory {
             mode |= S_ISGID;
+        }
+        match acl(transaction.view(), parent, DEFAULT)? {
+            _ if new.kind == FileKind::Symlink => {}
+            None => mode &= !(new.umask & 0o777),
+            Some(default) => {
+                let inherited = default.inherited(mode);
+                mode = inherited.mode;
+                if let Some(access) = inherited.access {
+                    put_acl(transaction, inode, ACCESS, &access);
+                }
+                if new.kind == FileKind::Directory {
+                    put_acl(transaction, inode, DEFAULT, &default);
+                }
+            }
         }
         transaction.set_attributes(
             inode,

@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 
 use super::source::{Source, Wanted};
 use super::view::Failure;
+use super::xattrs::acl;
 use super::{COOKIE_FIRST, Tree};
+use crate::acl::DEFAULT;
 
 /// Sends keys to the task that fetches their leaves.
 #[derive(Debug)]
@@ -61,7 +63,8 @@ impl Tree {
         let mut wanted = Wanted::default();
         let listed = self.list(Inode::ROOT, COOKIE_FIRST, ROOT_ENTRIES_MAX);
         let next = self.read(|view| view.value(&Key::attributes(view.next_inode()?)));
-        for read in [listed.map(drop), next.map(drop)] {
+        let inherited = self.read(|view| acl(view, Inode::ROOT, DEFAULT));
+        for read in [listed.map(drop), next.map(drop), inherited.map(drop)] {
             if let Err(failure) = read {
                 wanted.add(failure)?;
             }

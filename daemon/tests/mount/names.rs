@@ -3,7 +3,9 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 
+use imgd::acl::Acl;
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
@@ -177,11 +179,7 @@ fn extended_attributes_with_their_flags_and_sizes() {
         Err(Errno::NOSPC)
     );
     assert_eq!(
-        set(
-            "system.posix_acl_access",
-            b"\x02\0\0\0",
-            XattrFlags::empty()
-        ),
+        set("system.nfs4_acl", b"\x02\0\0\0", XattrFlags::empty()),
         Err(Errno::OPNOTSUPP)
     );
 
@@ -243,4 +241,109 @@ fn names_at_their_limits() {
     place.shell("touch $'\\xff\\xfe'; test -e $'\\xff\\xfe'; rm $'\\xff\\xfe'");
     // What was looked up in vain appears as soon as it is made.
     place.shell("! test -e later; touch later; test -e later; mv later moved; ! test -e later; test -e moved");
+}
+
+#[test]
+fn access_lists_are_kept_inherited_and_enforced() {
+    let mut place = Place::new();
+    let list = |text: &str| Acl::from_text(text).unwrap().encode();
+    let text = |path: &Path, name: &str| {
+        let mut value = [0; 1_024];
+        match rustix::fs::getxattr(path, name, &mut value[..]) {
+            Ok(len) => Ok(Acl::decode(&value[..len]).unwrap().to_text()),
+            Err(error) => Err(error),
+        }
+    };
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
+    let (access, default) = ("system.posix_acl_access", "system.posix_acl_default");
+    let set = |path: &Path, name, text: &str| {
+        rustix::fs::setxattr(path, name, &list(text), XattrFlags::empty()).unwrap();
+    };
+    let nobody_reads = |path: &Path| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "cat"]);
+        command.arg(path).output().unwrap().status.success()
+    };
+    let open_to_all = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.root(), open_to_all).unwrap();
+
+    let file = place.path("file");
+    fs::write(&file, "text").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(text(&file, access), Err(Errno::NODATA));
+    let for_nobody = "user::rw-,user:65534:r--,group::---,mask::r--,other::---";
+    if rustix::process::geteuid().is_root() {
+        assert!(!nobody_reads(&file));
+        set(&file, access, for_nobody);
+        assert!(nobody_reads(&file));
+    } else {
+        set(&file, access, for_nobody);
+    }
+    assert_eq!(mode(&file), 0o640, "the group's bits are the mask");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let masked = for_nobody.replace("mask::r--", "mask::---");
+    assert_eq!(text(&file, access).unwrap(), masked);
+    if rustix::process::geteuid().is_root() {
+        assert!(!nobody_reads(&file));
+    }
+    set(&file, access, "user::rw-,group::r--,other::r--");
+    assert_eq!(
+        (mode(&file), text(&file, access)),
+        (0o644, Err(Errno::NODATA))
+    );
+    let on_file = rustix::fs::setxattr(&file, default, &list(for_nobody), XattrFlags::empty());
+    assert_eq!(on_file, Err(Errno::ACCESS));
+
+    let folder = place.path("folder");
+    fs::create_dir(&folder).unwrap();
+    let inherited = "user::rwx,user:7:rwx,group::r-x,mask::rwx,other::---";
+    set(&folder, default, inherited);
+    place.shell(
+        "umask 077; echo text > folder/made; mkdir folder/below; echo text > plain; mkdir bare",
+    );
+    let made = place.path("folder/made");
+    assert_eq!(mode(&made), 0o660, "the umask has no say");
+    let expected = "user::rw-,user:7:rwx,group::r-x,mask::rw-,other::---";
+    assert_eq!(text(&made, access).unwrap(), expected);
+    let below = place.path("folder/below");
+    assert_eq!(text(&below, default).unwrap(), inherited);
+    assert_eq!(
+        (
+            mode(&below),
+            mode(&place.path("plain")),
+            mode(&place.path("bare"))
+        ),
+        (0o770, 0o600, 0o700)
+    );
+
+    place.unmount();
+    place.recover();
+    assert_eq!(text(&made, access).unwrap(), expected);
+    assert_eq!(text(&below, default).unwrap(), inherited);
+}
+
+#[test]
+fn a_socket_is_bound_and_answers() {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let place = Place::new();
+    let path = place.path("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"hello").unwrap();
+    drop(stream);
+    let mut said = String::new();
+    listener
+        .accept()
+        .unwrap()
+        .0
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!(said, "hello");
+    assert!(fs::metadata(&path).unwrap().file_type().is_socket());
+    // As on any disk the name outlives whoever listened, and is removed before the next bind.
+    drop(listener);
+    let refused = UnixStream::connect(&path).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    fs::remove_file(&path).unwrap();
+    UnixListener::bind(&path).unwrap();
 }

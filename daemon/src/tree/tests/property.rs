@@ -224,7 +224,7 @@ impl Both {
                 let mode = [SetXattr::Any, SetXattr::Create, SetXattr::Replace][usize::from(*mode)];
                 let outcome = self
                     .place
-                    .run(|tree| tree.set_xattr(Inode(number), &name, &value, mode));
+                    .run(|tree| tree.set_xattr(Inode(number), &name, &value, mode, false));
                 let xattrs = &mut self.model.file(number).xattrs;
                 let expected = match (mode, xattrs.contains_key(&name)) {
                     (SetXattr::Create, true) => Err(Errno::EXIST),
@@ -445,6 +445,7 @@ fn new(kind: FileKind) -> NewInode {
     NewInode {
         kind,
         mode: 0o640,
+        umask: 0,
         uid: 5,
         gid: 6,
         rdev: 0,

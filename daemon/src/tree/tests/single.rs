@@ -16,6 +16,7 @@ pub(super) fn file(place: &Place, name: &str) -> Inode {
     let new = NewInode {
         kind: FileKind::File,
         mode: 0o644,
+        umask: 0,
         uid: 0,
         gid: 0,
         rdev: 0,
@@ -41,6 +42,7 @@ fn a_warm_tree_makes_a_file_while_the_home_is_away() {
     let new = NewInode {
         kind: FileKind::File,
         mode: 0o644,
+        umask: 0,
         uid: 0,
         gid: 0,
         rdev: 0,
@@ -56,7 +58,7 @@ fn a_large_attribute_is_durable_before_the_journal_names_it() {
     let inode = file(&place, "file");
     let value = img_testkit::bytes(1, 65_536);
     let set = |place: &Place, value: &[u8]| {
-        place.run(|tree| tree.set_xattr(inode, b"user.large", value, SetXattr::Any))
+        place.run(|tree| tree.set_xattr(inode, b"user.large", value, SetXattr::Any, false))
     };
     set(&place, &value).unwrap();
     assert!(place.memory.is_unsynced());
@@ -227,6 +229,7 @@ fn owners_are_mapped_both_ways_and_others_left_alone() {
         let new = NewInode {
             kind: FileKind::File,
             mode: 0o600,
+            umask: 0,
             uid,
             gid,
             rdev: 0,

@@ -20,6 +20,7 @@ fn readers_who_wait_for_the_home_hold_nobody_else_up() {
     let new = NewInode {
         kind: FileKind::File,
         mode: 0o644,
+        umask: 0,
         uid: 0,
         gid: 0,
         rdev: 0,
