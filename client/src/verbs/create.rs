@@ -15,10 +15,19 @@ struct Created {
     skipped: Vec<Skipped>,
 }
 
+/// Something that is not there, or not as it was.
 #[derive(Debug, Deserialize)]
-struct Skipped {
+pub(super) struct Skipped {
     path: String,
     reason: String,
+}
+
+impl Skipped {
+    /// A line for each of them.
+    pub(super) fn render(all: &[Self]) -> String {
+        let line = |skipped: &Self| format!("left out: {}: {}\n", skipped.path, skipped.reason);
+        all.iter().map(line).collect()
+    }
 }
 
 /// Makes an image.
@@ -59,9 +68,7 @@ fn render(name: &str, created: &Value) -> Result<String, serde_json::Error> {
         show::bytes(created.logical_bytes),
         show::bytes(created.sent_bytes)
     );
-    for skipped in created.skipped {
-        text.push_str(&format!("left out: {}: {}\n", skipped.path, skipped.reason));
-    }
+    text.push_str(&Skipped::render(&created.skipped));
     Ok(text)
 }
 
