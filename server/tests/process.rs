@@ -289,3 +289,50 @@ async fn found(connection: &Connection, device: &Device, secret: [u8; 16]) -> Im
         commits: 0,
     }
 }
+
+#[tokio::test]
+async fn a_running_home_is_backed_up_and_restored_by_its_operator() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (home, to, restored) = (at("home"), at("backup"), at("restored"));
+    let invite = init(&home);
+    let served = Served::start(&home);
+    let connection = connect(&served, &invite).await;
+    let image = found(&connection, &Device::new(1), invite.secret).await;
+    let strange = imghome(&["backup", &home, dir.path().to_str().unwrap()]);
+    assert_eq!(strange.status.code(), Some(2), "{strange:?}");
+    let none = imghome(&["restore", &to, &restored]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+    let made = imghome(&["backup", &home, &to, "--json"]);
+    assert!(made.status.success(), "{made:?}");
+    assert_eq!(json(&made)["problems"].as_array().unwrap().len(), 0);
+    // A device that is connected and idle does not hold up the end.
+    served.terminate();
+
+    let back = imghome(&["restore", &to, &restored]);
+    assert!(back.status.success(), "{back:?}");
+    let said = String::from_utf8(back.stdout).unwrap();
+    assert!(said.contains("All leases are void"), "{said}");
+    let again = imghome(&["restore", &to, &restored]);
+    assert_eq!(again.status.code(), Some(2), "{again:?}");
+    let usage = imghome(&["usage", &restored]);
+    let usage = String::from_utf8(usage.stdout).unwrap();
+    assert!(
+        usage.contains("iB are free") && usage.contains("restored"),
+        "{usage}"
+    );
+    let served = Served::start(&restored);
+    // The same key, and the same roster: the device is at home.
+    let connection = connect(&served, &invite).await;
+    begin(&connection, &Device::new(1), Vec::new()).await;
+    let leases = Call::Leases {
+        device: None,
+        after: None,
+    };
+    let (images, more) = (Vec::new(), false);
+    let told = call(&connection, leases).await;
+    assert_eq!(told, Some(Answer::Leases { images, more }));
+    assert!(image.head.is_none());
+    served.terminate();
+    assert!(imghome(&["check", &restored]).status.success());
+}
