@@ -1,0 +1,151 @@
+//! The worker's way on as another image: a branch that it made itself, or one that a thief made of its work.
+//!
+//! The tree does not change: it is a root and changes over it, whichever image they belong to. Only what the
+//! checkout stands on does, so that the next commit is made of the difference to the branch's first one.
+
+use std::sync::Arc;
+
+use img_lease::holder::Event as LeaseEvent;
+use img_seal::Reference;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::{TRIM_AFTER, WaitingCut, Worker};
+use crate::checkouts::branching::{Branched, Left, Onward};
+use crate::checkouts::{CommitRequest, lock};
+use crate::error::ApiError;
+use crate::keeper::{self, KeeperError, Label};
+use crate::state::{BranchedRow, Stage};
+
+impl Worker {
+    /// Wants to go on as a branch that the home has leased to this checkout.
+    pub(super) fn wish_onward(&mut self, onward: Onward) {
+        if self.image != onward.image() {
+            self.onward = Some(onward);
+        }
+    }
+
+    /// Goes on as the branch that is wanted, once no commit of before is under way: the home may know it.
+    pub(super) async fn start_onward(&mut self) {
+        if self.onward.is_none() || !self.give_way() {
+            return;
+        }
+        if self.is_written_down() {
+            self.resume_commit();
+            return;
+        }
+        let Some(onward) = self.onward.take() else {
+            return;
+        };
+        let contained = self.generation_of(onward.first.root());
+        let left = self.name.clone();
+        if let Err(error) = self.go_on(onward, contained).await {
+            tracing::error!(checkout = %self.checkout.short(), %error, "a checkout does not go on as its branch");
+            return;
+        }
+        tracing::info!(checkout = %self.checkout.short(), from = left, to = self.name, "a checkout goes on as a branch");
+        if self.stage == Stage::Open && self.is_unsaved() {
+            self.commit_the_rest();
+        }
+    }
+
+    /// This checkout's state is the first commit of a new image.
+    pub(super) async fn branched(&mut self, generation_max: u64, branched: Branched) {
+        let left = Left::by(&self.shared, self.checkout);
+        let (first, sent) = (branched.onward.first.clone(), branched.sent);
+        if let Err(error) = self.go_on(branched.onward, generation_max).await {
+            let told = ApiError::failed(error);
+            self.answer_upto(generation_max, |_| Err(told.clone()));
+            return;
+        }
+        let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);
+        tokio::spawn(async move {
+            if let Err(error) = shared.home.settle(branched.request).await {
+                tracing::warn!(%error, "a branch is asked for once more, which changes nothing");
+            }
+            left.give_back(&shared, checkout).await;
+        });
+        self.view.send_modify(|view| {
+            view.sealed_bytes = first.private.sealed_bytes;
+            view.sent_bytes = sent.bytes;
+        });
+        let answer = json!({
+            "commit": first.id,
+            "seq": first.record().seq,
+            "sent_bytes": sent.bytes,
+            "sealed_bytes": first.private.sealed_bytes,
+            "message": first.private.message,
+            "unchanged": false,
+            "branch": { "name": self.name, "image": self.image },
+        });
+        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+    }
+
+    /// Stands on a branch's first commit, durably, which contains the generations up to one.
+    async fn go_on(&mut self, onward: Onward, generation_max: u64) -> Result<(), KeeperError> {
+        let keeper = self.shared.keeper.clone();
+        let mut holder = keeper.holder(self.checkout).ok_or(KeeperError::Unknown)?;
+        let (image, name) = (onward.image(), onward.descriptor.name.to_string());
+        holder.apply(LeaseEvent::Branched {
+            image,
+            granted: onward.granted,
+        })?;
+        let row = BranchedRow {
+            image,
+            name: name.clone(),
+            descriptor: onward.descriptor.signed.to_bytes(),
+            base: onward.first.signed.to_bytes(),
+            holder: keeper::encode(&holder),
+            generation_max,
+        };
+        let (checkout, state) = (self.checkout, self.shared.state.clone());
+        state.with(move |db| db.branched(checkout, &row)).await?;
+        let label = Label {
+            name: name.clone(),
+            dir: self.dir.display().to_string(),
+        };
+        keeper.keep(label, holder.clone()).await?;
+        // The keeper may have written the lease of before in between.
+        let encoded = keeper::encode(&holder);
+        state
+            .with(move |db| db.set_holder(checkout, &encoded))
+            .await?;
+        self.image = image;
+        self.name = name;
+        self.descriptor = onward.descriptor;
+        self.base = Some(onward.first);
+        // What was to become this branch has become it.
+        for wish in &mut self.wishes {
+            wish.request.branch.take_if(|branch| *branch == self.name);
+        }
+        self.untrimmed = TRIM_AFTER;
+        self.view.send_modify(|view| view.staged = None);
+        self.set_problem(None);
+        self.forget_upto(generation_max);
+        self.show();
+        if let Some(base) = &self.base {
+            self.shared.saw_head(image, &self.name, base.id);
+        }
+        let listed = lock(&self.shared.open).get(&checkout).cloned();
+        if let Some(listed) = listed {
+            self.shared.tell_state(&listed, keeper::word(holder.kind()));
+        }
+        Ok(())
+    }
+
+    /// The newest generation that a root contains, as far as this daemon knows.
+    fn generation_of(&self, root: Reference) -> u64 {
+        let sealed = self.roots.iter().rev();
+        let mut sealed = sealed.filter(|(_, (sealed, _))| *sealed == root);
+        sealed.next().map_or(0, |(generation, _)| *generation)
+    }
+
+    /// Commits what the branch's first commit does not contain; nobody waits for it.
+    fn commit_the_rest(&mut self) {
+        self.cut_or_wait(WaitingCut {
+            message: String::new(),
+            done: oneshot::channel().0,
+            wish: Some((CommitRequest::default(), oneshot::channel().0)),
+        });
+    }
+}

@@ -1,0 +1,152 @@
+//! The worker's way from a checkpoint to a staged record: what is home already when somebody takes over.
+//!
+//! A staged checkpoint is no commit; it is what a thief can keep of this checkout's work, and what survives the
+//! loss of this device. It gives way to a commit at any moment, but for the one call that names it: that is
+//! waited for, so that it cannot arrive after the commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use img_lease::holder::Kind as LeaseKind;
+use img_proto::{Answer, Call, Refusal};
+use img_records::CommitKind;
+use img_types::{CommitId, RequestId};
+use tokio::time::Instant;
+
+use super::{Arrived, Worker};
+use crate::checkouts::Shared;
+use crate::checkouts::work::{self, CommitError};
+use crate::commits::OpenCommit;
+use crate::events::Phase;
+use crate::home::CallError;
+use crate::state::Stage;
+use crate::stream::{Draft, UploadError};
+
+/// A staging that is under way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Staging(Arc<AtomicBool>);
+
+impl Worker {
+    /// Begins to stage the newest checkpoint that a person took, while nothing more important is to be done.
+    pub(super) fn start_stage(&mut self) {
+        let idle = self.streaming.is_none() && self.onward.is_none() && self.wishes.is_empty();
+        if !idle || self.stage != Stage::Open || self.stage_again.is_some() {
+            return;
+        }
+        let Some(generation) = self.stage_upto.filter(|upto| *upto <= self.sealed_upto) else {
+            return;
+        };
+        let holder = self.shared.keeper.holder(self.checkout);
+        let holder =
+            holder.filter(|holder| matches!(holder.kind(), LeaseKind::Leased | LeaseKind::Lapsed));
+        let token = holder.and_then(|holder| holder.token());
+        let current = self.tree.as_ref().and_then(|tree| tree.root());
+        let sealed = self.roots.get(&generation).map(|(root, _)| *root);
+        let base = self.base.as_ref().map(OpenCommit::root);
+        let root = sealed.or(current).filter(|root| Some(*root) != base);
+        let (Some(token), Some(root)) = (token, root) else {
+            self.stage_upto = None;
+            return;
+        };
+        if self.is_written_down() {
+            return;
+        }
+        let named = self.checkpoints.iter().rev();
+        let mut named = named.filter(|row| row.generation <= generation);
+        let sealed_bytes = self.roots.range(..=generation);
+        let draft = Draft {
+            image: self.image,
+            checkout: self.checkout,
+            token,
+            base: self.base.clone(),
+            root,
+            message: named
+                .next()
+                .map_or(String::new(), |row| row.message.clone()),
+            kind: CommitKind::Checkpoint,
+            logical_bytes: 0,
+            files: 0,
+            sealed_bytes: sealed_bytes.map(|(_, (_, bytes))| bytes).sum(),
+        };
+        let staging = Staging::default();
+        self.staging = Some(staging.clone());
+        let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
+        self.streaming = Some(tokio::spawn(async move {
+            reporter.phase(Phase::Push, Some(draft.sealed_bytes));
+            let uploader = shared.uploader(draft.checkout);
+            let staged = loop {
+                uploader.stream(draft.root.id, &reporter).await?;
+                if let Some(staged) = staging.stage(&shared, &draft).await? {
+                    break staged;
+                }
+            };
+            Ok(Some((generation, Arrived::Staged(staged))))
+        }));
+    }
+
+    /// Stops a staging, so that something more important can be done; false while it cannot be stopped.
+    pub(super) fn give_way(&mut self) -> bool {
+        let Some(staging) = &self.staging else {
+            return self.streaming.is_none();
+        };
+        if staging.0.load(Ordering::Acquire) {
+            return false;
+        }
+        if let Some(streaming) = self.streaming.take() {
+            streaming.abort();
+        }
+        self.staging = None;
+        true
+    }
+
+    /// A checkpoint is staged.
+    pub(super) fn staged(&mut self, generation: u64, commit: CommitId) {
+        tracing::info!(checkout = %self.checkout.short(), commit = %commit.short(), "a checkpoint is staged at home");
+        self.stage_upto = self.stage_upto.filter(|upto| *upto > generation);
+        self.view.send_modify(|view| view.staged = Some(commit));
+    }
+
+    /// A checkpoint is not staged; it is as durable here as it was, and nobody waits for it.
+    pub(super) fn not_staged(&mut self, error: &CommitError) {
+        tracing::info!(checkout = %self.checkout.short(), %error, "a checkpoint is not staged yet");
+        match error {
+            CommitError::Call(CallError::Refused(Refusal::NoRoom(_) | Refusal::OverLimit(_))) => {
+                // Room is for commits; the next checkpoint tries again.
+                self.stage_upto = None;
+            }
+            _ => self.stage_again = Some(Instant::now() + STAGE_PAUSE),
+        }
+    }
+}
+
+impl Staging {
+    /// Tells the home of a record whose objects it has; nothing if it lacks some.
+    async fn stage(&self, shared: &Shared, draft: &Draft) -> Result<Option<CommitId>, CommitError> {
+        let (files, logical_bytes) = work::totals(&shared.home, draft.root).await?;
+        let draft = Draft {
+            files,
+            logical_bytes,
+            ..draft.clone()
+        };
+        let commit = draft.sign(&shared.home).map_err(UploadError::from)?;
+        // Not journaled: after a restart the newest checkpoint is staged anew.
+        let request = RequestId::from_bytes(*commit.id.as_bytes());
+        let call = Call::Stage {
+            commit: commit.signed.to_bytes().into(),
+        };
+        self.0.store(true, Ordering::Release);
+        let answer = shared.home.repeat(request, call).await;
+        self.0.store(false, Ordering::Release);
+        match answer {
+            Ok(Answer::Done) => Ok(Some(commit.id)),
+            Ok(_) => Err(CallError::Protocol("no answer to a stage").into()),
+            Err(CallError::Refused(Refusal::Incomplete { .. } | Refusal::SessionClosed)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Pause before a checkpoint that could not be staged is tried again.
+const STAGE_PAUSE: std::time::Duration = std::time::Duration::from_secs(30);

@@ -1,0 +1,136 @@
+//! Branching from any commit of an image, or from work that is staged beside its head; nothing is copied.
+
+use img_proto::{Answer, Call, LeaseTerms, StagedRow};
+use img_records::Parent;
+use img_types::limits::LEASE_TTL_DEFAULT;
+use img_types::{CheckoutId, ImageName, LeaseMode, Token};
+use serde_json::{Value as Json, json};
+
+use super::{CommitSpec, Image, Images, unverified};
+use crate::branch::{BranchDraft, NewBranch};
+use crate::commits::{OpenCommit, RecordError};
+use crate::error::{ApiError, Kind};
+use crate::home::CallError;
+
+impl Images {
+    /// Makes an image that starts from a commit of another, the head where nothing is said.
+    ///
+    /// # Errors
+    /// There is no such image or commit, the name is taken, or the home is away or refuses.
+    pub async fn branch(
+        &self,
+        name: &ImageName,
+        to: &ImageName,
+        at: &CommitSpec,
+    ) -> Result<Json, ApiError> {
+        let image = self.find(name).await?;
+        let (state, commit) = self.state_at(&image, at).await?;
+        let mut checkout = [0; CheckoutId::LEN];
+        getrandom::fill(&mut checkout).expect("the kernel has randomness once a daemon runs");
+        let draft = BranchDraft {
+            // Nobody's working copy: the branch is FREE once it is made.
+            checkout: CheckoutId::from_bytes(checkout),
+            ..BranchDraft::of(&image.descriptor, to, &state, commit)
+        };
+        let branch = draft.sign(&self.home).map_err(ApiError::failed)?;
+        let token = self.send(&branch, to).await?;
+        let release = Call::Release {
+            image: branch.image(),
+            checkout: CheckoutId::from_bytes(checkout),
+            token,
+        };
+        if let Err(error) = self.mutate(release, to.as_str()).await {
+            tracing::warn!(%error, "the lease of a new branch lasts until it lapses");
+        }
+        Ok(json!({
+            "image": branch.image(),
+            "name": to.as_str(),
+            "commit": branch.first.id,
+            "parent": commit.commit,
+        }))
+    }
+
+    /// Opens a record that is staged beside a head. Its signer may have been revoked since: it is only ever used
+    /// for an image of its own, where nobody takes it for the head's history.
+    ///
+    /// # Errors
+    /// It does not verify, or the home is away.
+    pub async fn open_staged(
+        &self,
+        image: &Image,
+        staged: &StagedRow,
+    ) -> Result<OpenCommit, ApiError> {
+        let open = || self.trusted(|trust| trust.reopen_commit(image.row.image, &staged.record));
+        let opened = match open() {
+            Ok(opened) => Ok(opened),
+            Err(_) => {
+                let caught_up = self.home.catch_up().await;
+                caught_up.map_err(|error| self.explain(&error, image.name().as_str()))?;
+                open()
+            }
+        };
+        match opened {
+            Ok(opened) if opened.id == staged.commit => Ok(opened),
+            Ok(_) => Err(unverified(&RecordError::Misplaced)),
+            Err(error) => Err(unverified(&error)),
+        }
+    }
+
+    /// Where a branch of a staged record leaves its image: at the commit that the record was to follow.
+    ///
+    /// # Errors
+    /// It was to follow none.
+    pub fn leaving(image: &Image, staged: &OpenCommit) -> Result<Parent, ApiError> {
+        let parent = staged.record().parent;
+        let parent = parent.filter(|parent| parent.image == image.row.image);
+        parent.ok_or_else(|| unverified(&RecordError::Misplaced))
+    }
+
+    /// The state that a person names, and the commit at which a branch of it leaves.
+    async fn state_at(
+        &self,
+        image: &Image,
+        at: &CommitSpec,
+    ) -> Result<(OpenCommit, Parent), ApiError> {
+        let missing = match self.resolve(image, at).await {
+            Ok(commit) => {
+                let parent = Parent {
+                    image: image.row.image,
+                    commit: commit.id,
+                };
+                return Ok((commit, parent));
+            }
+            Err(error) => error,
+        };
+        let CommitSpec::Prefix(prefix) = at else {
+            return Err(missing);
+        };
+        let mut staged = image.row.staged.iter();
+        let named = staged.find(|staged| staged.commit.to_string().starts_with(prefix));
+        let Some(named) = named.filter(|_| missing.kind == Kind::NotFound) else {
+            return Err(missing);
+        };
+        let state = self.open_staged(image, named).await?;
+        let parent = Self::leaving(image, &state)?;
+        Ok((state, parent))
+    }
+
+    async fn send(&self, branch: &NewBranch, to: &ImageName) -> Result<Token, ApiError> {
+        let call = Call::Branch {
+            descriptor: branch.descriptor.to_bytes().into(),
+            commit: branch.first.signed.to_bytes().into(),
+            terms: LeaseTerms {
+                ttl_ms: u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX),
+                mode: LeaseMode::Online,
+            },
+        };
+        let branched = self.home.mutate(call).await;
+        let branched = branched.map_err(|error| self.explain(&error, to.as_str()))?;
+        let settled = self.home.settle(branched.request).await;
+        settled.map_err(ApiError::failed)?;
+        match branched.answer {
+            Answer::Branched { token, .. } => Ok(token),
+            _ => Err(self.explain(&CallError::Protocol("no branch"), to.as_str())),
+        }
+    }
+}

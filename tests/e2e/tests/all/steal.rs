@@ -1,0 +1,346 @@
+//! Taking an image over, and what becomes of the work of who had it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Device, World};
+use serde_json::Value;
+
+/// How soon a connected loser is told: a second, on a machine that runs other tests too.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// The events of a device from now on, each with its name.
+fn events(device: &Device) -> Result<mpsc::Receiver<(String, Value)>> {
+    let mut socket = UnixStream::connect(device.socket())?;
+    socket.write_all(b"GET /v1/events HTTP/1.1\r\nhost: imgd\r\n\r\n")?;
+    let mut lines = BufReader::new(socket).lines();
+    // The answer's head: from here on nothing is missed.
+    while !lines.next().context("no answer")??.is_empty() {}
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut name = String::new();
+        for line in lines.map_while(Result::ok) {
+            if let Some(event) = line.strip_prefix("event: ") {
+                name = event.to_owned();
+            } else if let Some(data) = line.strip_prefix("data: ")
+                && let Ok(data) = serde_json::from_str(data)
+                && sender.send((name.clone(), data)).is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Waits for a `checkout` event with this state.
+fn told(events: &mpsc::Receiver<(String, Value)>, state: &str) -> Result<Value> {
+    loop {
+        let (name, data) = events
+            .recv_timeout(TOLD_WITHIN)
+            .with_context(|| format!("nobody said {state}"))?;
+        if name == "checkout" && data["state"] == state {
+            return Ok(data);
+        }
+    }
+}
+
+/// A home with an image that the laptop has checked out, and a desktop.
+fn held() -> Result<(World, Device, Device)> {
+    let world = World::new()?;
+    let laptop = world.founder("laptop")?;
+    laptop.json(&["create", "vm"])?;
+    let mount = laptop.checkout("vm", &[])?;
+    fs::write(mount.join("first"), "1")?;
+    laptop.json(&["commit", "vm"])?;
+    let desktop = world.joined("desktop", &laptop)?;
+    Ok((world, laptop, desktop))
+}
+
+#[test]
+fn a_loser_is_told_keeps_its_work_and_saves_it_as_a_branch() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    let mut open = fs::File::create(mount.join("unsaved"))?;
+    open.write_all(b"mine")?;
+    let events = events(&laptop)?;
+
+    let stolen = desktop.json(&["steal", "vm", "--reason", "the train leaves"])?;
+    ensure!(stolen["takes_from"]["device"] == "laptop", "{stolen}");
+    ensure!(
+        stolen["state"] == "leased" && stolen["branch"].is_null(),
+        "{stolen}"
+    );
+    let event = told(&events, "orphan")?;
+    ensure!(
+        event["name"] == "vm" && event["rival"] == "desktop",
+        "{event}"
+    );
+    let status = laptop.status("vm")?;
+    ensure!(
+        status["state"] == "orphan" && status["rival"] == "desktop",
+        "{status}"
+    );
+    let text = laptop.imgctl(&["status", "vm"])?.stdout;
+    ensure!(text.contains("desktop has taken it over"), "{text}");
+
+    // The mount goes on, for files that were open too.
+    open.write_all(b" still")?;
+    drop(open);
+    ensure!(fs::read_to_string(mount.join("unsaved"))? == "mine still");
+    let theirs = desktop.work().join("vm");
+    ensure!(fs::read_to_string(theirs.join("first"))? == "1");
+    ensure!(!theirs.join("unsaved").exists());
+    fs::write(theirs.join("second"), "2")?;
+    desktop.json(&["commit", "vm"])?;
+
+    // What can be done is said, and nothing else is.
+    let refused = laptop.fails(5, &["commit", "vm"])?;
+    ensure!(
+        refused["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("--branch")),
+        "{refused}"
+    );
+    laptop.fails(5, &["release", "vm"])?;
+    laptop.fails(4, &["commit", "vm", "--adopt-orphan"])?;
+
+    let saved = laptop.json(&["commit", "vm", "--branch", "vm-mine", "-m", "saved"])?;
+    ensure!(
+        saved["seq"] == 0 && saved["branch"]["name"] == "vm-mine",
+        "{saved}"
+    );
+    let status = laptop.status("vm-mine")?;
+    ensure!(
+        status["state"] == "leased" && status["changed"] == false,
+        "{status}"
+    );
+    ensure!(fs::read_to_string(mount.join("unsaved"))? == "mine still");
+    fs::write(mount.join("onwards"), "3")?;
+    let next = laptop.json(&["commit", "vm-mine"])?;
+    ensure!(next["seq"] == 1, "{next}");
+    laptop.json(&["release", "vm-mine"])?;
+
+    let branch = desktop.checkout("vm-mine", &[])?;
+    ensure!(fs::read_to_string(branch.join("unsaved"))? == "mine still");
+    ensure!(fs::read_to_string(branch.join("onwards"))? == "3");
+    ensure!(!branch.join("second").exists());
+    ensure!(theirs.join("second").exists() && !theirs.join("onwards").exists());
+    Ok(())
+}
+
+#[test]
+fn there_must_be_somebody_to_steal_from() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    // Who holds it has it already.
+    laptop.fails(4, &["steal", "vm", "elsewhere"])?;
+    laptop.json(&["release", "vm"])?;
+    let refused = desktop.fails(2, &["steal", "vm"])?;
+    ensure!(
+        refused["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("imgctl checkout vm")),
+        "{refused}"
+    );
+    ensure!(
+        !desktop.work().join("vm").exists(),
+        "nothing is left behind"
+    );
+    desktop.fails(3, &["steal", "nothing"])?;
+    Ok(())
+}
+
+/// Checkpoints and waits until the checkpoint is staged at home.
+fn stage(device: &Device, image: &str) -> Result<String> {
+    let before = device.status(image)?["staged"].clone();
+    device.json(&["checkpoint", image])?;
+    e2e::wait_for("the checkpoint to be staged", || {
+        let staged = device.status(image)?["staged"].clone();
+        Ok(staged
+            .as_str()
+            .filter(|_| staged != before)
+            .map(str::to_owned))
+    })
+}
+
+#[test]
+fn with_a_branch_the_loser_goes_on_there_by_itself() -> Result<()> {
+    let (world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("staged"), "at home")?;
+    stage(&laptop, "vm")?;
+    let mut open = fs::File::create(mount.join("rest"))?;
+    open.write_all(b"only")?;
+    let events = events(&laptop)?;
+
+    let stolen = desktop.json(&["steal", "vm", "--branch", "--reason", "the train leaves"])?;
+    ensure!(stolen["branch"]["name"] == "vm-laptop", "{stolen}");
+    let theirs = desktop.work().join("vm");
+    ensure!(!theirs.join("staged").exists() && theirs.join("first").exists());
+
+    let event = told(&events, "leased")?;
+    ensure!(event["name"] == "vm-laptop", "{event}");
+    // What was not staged follows without anybody asking, and the mount never stopped.
+    open.write_all(b" here")?;
+    drop(open);
+    e2e::wait_for("the rest to be committed", || {
+        let log = laptop.json(&["log", "vm-laptop"])?;
+        Ok(log
+            .as_array()
+            .is_some_and(|log| log.len() > 1)
+            .then_some(()))
+    })?;
+    fs::write(mount.join("more"), "more")?;
+    laptop.json(&["release", "vm-laptop"])?;
+    let log = laptop.json(&["log", "vm-laptop"])?;
+    let first = log
+        .as_array()
+        .and_then(|log| log.last())
+        .cloned()
+        .unwrap_or_default();
+    ensure!(
+        first["kind"] == "branch" && first["device"] == "desktop",
+        "{first}"
+    );
+    ensure!(
+        first["message"]
+            .as_str()
+            .is_some_and(|message| message.ends_with("the train leaves")),
+        "{first}"
+    );
+    ensure!(first["parent_image"]["name"] == "vm", "{first}");
+
+    let branch = desktop.checkout("vm-laptop", &[])?;
+    for (name, content) in [
+        ("first", "1"),
+        ("staged", "at home"),
+        ("rest", "only here"),
+        ("more", "more"),
+    ] {
+        ensure!(fs::read_to_string(branch.join(name))? == content, "{name}");
+    }
+    drop(world);
+    Ok(())
+}
+
+#[test]
+fn a_loser_that_was_away_finds_its_branch_when_it_is_back() -> Result<()> {
+    let (_world, mut laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("staged"), "at home")?;
+    stage(&laptop, "vm")?;
+    fs::write(mount.join("rest"), "only here")?;
+    fs::File::open(mount.join("rest"))?.sync_all()?;
+    laptop.kill()?;
+    desktop.json(&["steal", "vm", "--branch=kept"])?;
+    fs::write(desktop.work().join("vm/theirs"), "2")?;
+    desktop.json(&["commit", "vm"])?;
+    laptop.restart()?;
+    e2e::wait_for("the laptop to go on as the branch", || {
+        let status = laptop.json(&["status"])?;
+        let home = status["durable_home"] == status["durable_local"];
+        let settled = status["changed"] == false && home && status["checkpoints_local"] == 0;
+        Ok((status["name"] == "kept" && status["state"] == "leased" && settled).then_some(()))
+    })?;
+    ensure!(fs::read_to_string(mount.join("rest"))? == "only here");
+    laptop.json(&["release", "kept"])?;
+    let branch = desktop.checkout("kept", &[])?;
+    ensure!(fs::read_to_string(branch.join("staged"))? == "at home");
+    ensure!(fs::read_to_string(branch.join("rest"))? == "only here");
+    ensure!(!branch.join("theirs").exists());
+    Ok(())
+}
+
+#[test]
+fn ten_branches_of_one_image_are_written_at_once() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    laptop.json(&["release", "vm"])?;
+    let log = laptop.json(&["log", "vm"])?;
+    let (head, first) = (log[0]["commit"].clone(), log[1]["commit"].clone());
+    let names: Vec<_> = (0..10).map(|number| format!("try-{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        let at = if number < 5 { "head" } else { "head~1" };
+        let branched = laptop.json(&["branch", "vm", name, "--at", at])?;
+        let parent = if number < 5 { &head } else { &first };
+        ensure!(branched["parent"] == *parent, "{branched}");
+    }
+    laptop.fails(2, &["branch", "vm", "try-0"])?;
+    laptop.fails(3, &["branch", "vm", "try-10", "--at", "abcdef"])?;
+    std::thread::scope(|scope| {
+        let device = |number: usize| if number % 2 == 0 { &laptop } else { &desktop };
+        let works: Vec<_> = names
+            .iter()
+            .enumerate()
+            .map(|(number, name)| {
+                let device = device(number);
+                scope.spawn(move || -> Result<()> {
+                    let mount = device.checkout(name, &[])?;
+                    ensure!(mount.join("first").exists() == (number < 5), "{name}");
+                    for round in 0..3 {
+                        fs::write(mount.join(format!("own-{round}")), name)?;
+                        device.json(&["commit", name])?;
+                    }
+                    device.json(&["release", name])?;
+                    Ok(())
+                })
+            })
+            .collect();
+        for work in works {
+            work.join().expect("no thread panics")?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    for (number, name) in names.iter().enumerate() {
+        let device = if number % 2 == 0 { &desktop } else { &laptop };
+        let mount = device.checkout(name, &["--read-only"])?;
+        for round in 0..3 {
+            ensure!(fs::read_to_string(mount.join(format!("own-{round}")))? == *name);
+        }
+        let log = device.json(&["log", name])?;
+        ensure!(log.as_array().is_some_and(|log| log.len() == 4), "{log}");
+    }
+    ensure!(laptop.json(&["log", "vm"])?[0]["commit"] == head);
+    Ok(())
+}
+
+#[test]
+fn a_read_only_checkout_commits_late_or_branches() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    let mount = desktop.checkout("vm", &["--read-only"])?;
+    fs::write(mount.join("private"), "mine")?;
+    // While somebody holds the lease, and after the head has moved, there is only the branch.
+    desktop.fails(4, &["commit", "vm"])?;
+    laptop.json(&["release", "vm"])?;
+    let committed = desktop.json(&["commit", "vm"])?;
+    ensure!(committed["seq"] == 2, "{committed}");
+    ensure!(
+        laptop.json(&["ls"])?["lease"].is_null(),
+        "released in the same step"
+    );
+    ensure!(desktop.status("vm")?["state"] == "read-only");
+
+    let ours = laptop.checkout("vm", &["--lease", "10m"])?;
+    ensure!(fs::read_to_string(ours.join("private"))? == "mine");
+    fs::write(ours.join("newer"), "ours")?;
+    laptop.json(&["release", "vm"])?;
+    fs::write(mount.join("later"), "mine")?;
+    let refused = desktop.fails(5, &["commit", "vm"])?;
+    ensure!(
+        refused["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("--branch")),
+        "{refused}"
+    );
+    ensure!(laptop.json(&["ls"])?["lease"].is_null());
+    desktop.json(&["commit", "vm", "--branch", "mine"])?;
+    let status = desktop.status("mine")?;
+    ensure!(status["state"] == "leased", "{status}");
+    desktop.json(&["release", "mine"])?;
+    let branch = laptop.checkout("mine", &[])?;
+    ensure!(branch.join("later").exists() && !branch.join("newer").exists());
+    Ok(())
+}
