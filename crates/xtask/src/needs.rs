@@ -18,13 +18,15 @@ pub(crate) struct Need {
 pub(crate) const MOUNTS: [Need; 1] = [need("fusermount3", "fuse3")];
 
 /// What the end-to-end tests run inside of a mount, and how they look at it.
-pub(crate) const TESTS: [Need; 6] = [
+pub(crate) const TESTS: [Need; 8] = [
     need("fusermount3", "fuse3"),
     need("git", "git"),
     need("gcc", "gcc"),
     need("mke2fs", "e2fsprogs"),
     need("debugfs", "e2fsprogs"),
     need("python3", "python3"),
+    need("setfacl", "acl"),
+    need("setfattr", "attr"),
 ];
 
 /// What the benchmarks run beside this project.

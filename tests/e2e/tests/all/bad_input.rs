@@ -60,6 +60,82 @@ fn mistakes_get_the_right_exit_code_and_leave_nothing_behind() -> Result<()> {
 }
 
 #[test]
+fn a_file_that_makes_no_image_is_refused_with_a_way_out() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    let source = world.path("source");
+    fs::create_dir(&source)?;
+    fs::write(source.join("file"), vec![7; 200_000])?;
+    let made = |args: &[&str]| -> Result<()> {
+        let status = std::process::Command::new("tar")
+            .current_dir(world.path(""))
+            .args(args)
+            .status()?;
+        ensure!(status.success(), "tar {args:?}");
+        Ok(())
+    };
+    made(&["-czf", "a.tar.gz", "source"])?;
+    made(&["-cf", "whole.tar", "source"])?;
+    made(&["-cf", "none.tar", "-T", "/dev/null"])?;
+    fs::write(world.path("notes.txt"), "no disk\n".repeat(64))?;
+    fs::write(world.path("empty"), "")?;
+    let whole = fs::read(world.path("whole.tar"))?;
+    fs::write(world.path("cut.tar"), &whole[..100_000])?;
+    for (code, file, word) in [
+        (2, "a.tar.gz", "gzip"),
+        (2, "notes.txt", "raw disk"),
+        (2, "empty", "size 0"),
+        (1, "cut.tar", "cut short"),
+    ] {
+        let path = world.path(file);
+        let refused = a.fails(code, &["create", "new", "--from", path.to_str().unwrap()])?;
+        let message = refused["message"].as_str().context("no message")?;
+        ensure!(message.contains(word), "{file}: {message}");
+        let hint = refused["hint"].as_str().context("no hint")?;
+        ensure!(!hint.is_empty(), "{file} has no way out");
+    }
+    let images = a.json(&["ls"])?;
+    ensure!(images.as_array().is_some_and(Vec::is_empty), "{images}");
+    // The name is free, and what is what it looks like is taken.
+    for (name, file) in [("new", "whole.tar"), ("nothing", "none.tar")] {
+        let path = world.path(file);
+        a.json(&["create", name, "--from", path.to_str().unwrap()])?;
+    }
+    let path = world.path("notes.txt");
+    a.json(&[
+        "create",
+        "notes",
+        "--from",
+        path.to_str().unwrap(),
+        "--as",
+        "disk",
+    ])?;
+    Ok(())
+}
+
+#[test]
+fn an_export_names_what_it_leaves_out() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    let mount = a.checkout("vm", &[])?;
+    drop(std::os::unix::net::UnixListener::bind(
+        mount.join("socket"),
+    )?);
+    fs::write(mount.join("file"), "text")?;
+    a.json(&["release", "vm"])?;
+    let folder = world.path("folder");
+    let whole = a.imgctl(&["export", "vm", folder.to_str().unwrap()])?;
+    ensure!(whole.ok(), "{whole}");
+    let tar = world.path("vm.tar");
+    let partly = a.imgctl(&["export", "vm", tar.to_str().unwrap()])?;
+    ensure!(partly.code == Some(1), "{partly}");
+    ensure!(partly.stdout.contains("left out: ./socket"), "{partly}");
+    ensure!(partly.stderr.contains("1 entry could not"), "{partly}");
+    Ok(())
+}
+
+#[test]
 fn release_is_refused_while_files_are_open_and_names_the_process() -> Result<()> {
     let world = World::new()?;
     let a = world.founder("a")?;

@@ -193,3 +193,51 @@ fn a_hundred_thousand_entries_are_deleted_while_listed() -> Result<()> {
     fs::remove_dir(&wide)?;
     Ok(())
 }
+
+#[test]
+fn access_lists_survive_the_way_home_and_every_kind_of_copy() -> Result<()> {
+    let world = World::new()?;
+    let source = world.path("source");
+    fs::create_dir(&source)?;
+    shell(
+        &source,
+        "mkdir folder && echo text > folder/file && echo plain > plain
+         setfacl -m u:1234:rw,g:77:r folder/file && setfacl -d -m u:1234:rwx folder",
+    )?;
+    let a = world.founder("a")?;
+    a.json(&[
+        "create",
+        "tree",
+        "--from",
+        source.to_str().context("UTF-8")?,
+    ])?;
+    let mount = a.checkout("tree", &[])?;
+    tree::assert_equal(&source, &mount)?;
+    let lists = |top: &Path| shell(top, "find . -print0 | sort -z | xargs -0 getfacl -n --");
+    ensure!(lists(&mount)? == lists(&source)?);
+    // Made in the mount: inherited, changed and copied.
+    shell(
+        &mount,
+        "echo new > folder/new && setfacl -m g:5:x plain && cp -a folder copied",
+    )?;
+    let before = lists(&mount)?;
+    ensure!(before.contains("group:5:--x") && before.matches("default:user:1234:rwx").count() == 2);
+    a.json(&["release", "tree"])?;
+    let b = world.joined("b", &a)?;
+    let mount = b.checkout("tree", &[])?;
+    ensure!(lists(&mount)? == before);
+    let (tar, folder) = (world.path("tree.tar"), world.path("folder"));
+    for dest in [&tar, &folder] {
+        b.json(&["export", "tree", dest.to_str().context("UTF-8")?])?;
+    }
+    ensure!(lists(&folder)? == before);
+    fs::create_dir(world.path("unpacked"))?;
+    shell(
+        &world.path("unpacked"),
+        "tar --acls --numeric-owner -xpf ../tree.tar",
+    )?;
+    ensure!(lists(&world.path("unpacked"))? == before);
+    b.json(&["create", "again", "--from", tar.to_str().context("UTF-8")?])?;
+    ensure!(lists(&b.checkout("again", &[])?)? == before);
+    Ok(())
+}
