@@ -80,6 +80,9 @@ impl Enrolment<'_> {
                 "Copy the whole line; `imgctl device invite` prints a new one.",
             )
         })?;
+        if let Some(joined) = self.joined_before(&invite).await? {
+            return Ok(joined);
+        }
         self.refuse_if_enrolled().await?;
         match invite {
             AnyInvite::Founding(invite) => self.found(&invite, name).await,
@@ -152,6 +155,7 @@ impl Enrolment<'_> {
                 genesis,
             }) if home_key_hash == invite.home_key_hash => genesis,
             _ => {
+                self.refuse_second_founder(&connection).await?;
                 let made = papers::found(self.identity, name, events::now())
                     .map_err(|error| unverified(&error))?;
                 self.show_words(&made.recovery, &invite.address, invite.home_key_hash)
@@ -200,6 +204,10 @@ impl Enrolment<'_> {
             .waits_for(Some("the device that invited this one"));
         let answer = self.await_answer(invite, request).await?;
         self.reporter.waits_for(None);
+        if answer.entry.is_empty() && answer.verify(&invite.secret).is_ok() {
+            self.give_up().await?;
+            return Err(name_taken(name));
+        }
         let entries = self
             .read_roster(&invite.address, invite.home_key_hash)
             .await?;
@@ -304,12 +312,7 @@ impl Enrolment<'_> {
         roster: &Roster,
         entries: &[Vec<u8>],
     ) -> Result<Value, ApiError> {
-        let ring = crate::identity::key_ring(self.identity.kem(), roster)
-            .map_err(|_| unverified(&EnrolError::Key))?;
-        let device = self.identity.device();
-        let member = roster
-            .member(&device)
-            .ok_or_else(|| unverified(&EnrolError::OtherHome))?;
+        let membership = self.membership(roster)?;
         let pin = HomePin {
             address: address.to_owned(),
             home_key_hash,
@@ -322,6 +325,17 @@ impl Enrolment<'_> {
             .with(move |db| db.enrolled(&pin, &entries))
             .await
             .map_err(ApiError::failed)?;
+        Ok(membership)
+    }
+
+    /// This device as the roster has it.
+    fn membership(&self, roster: &Roster) -> Result<Value, ApiError> {
+        let ring = crate::identity::key_ring(self.identity.kem(), roster)
+            .map_err(|_| unverified(&EnrolError::Key))?;
+        let device = self.identity.device();
+        let member = roster
+            .member(&device)
+            .ok_or_else(|| unverified(&EnrolError::OtherHome))?;
         Ok(json!({
             "device": device,
             "name": device_name(&ring, roster, &device),
@@ -350,8 +364,54 @@ impl Enrolment<'_> {
         address: &str,
         home_key_hash: [u8; 32],
     ) -> Result<Connection, ApiError> {
-        let connected = img_net::connect(address, home_key_hash, &self.identity.tls()).await;
-        connected.map_err(|error| connect_error(&error, address))
+        let tls = self.identity.tls();
+        let connecting = img_net::connect(address, home_key_hash, &tls);
+        tokio::time::timeout(CONNECT_PATIENCE, connecting)
+            .await
+            .unwrap_or(Err(ConnectError::Unreachable))
+            .map_err(|error| connect_error(&error, address))
+    }
+
+    /// What a join has led to, if it was finished before: whoever was interrupted asks again.
+    async fn joined_before(&self, invite: &AnyInvite) -> Result<Option<Value>, ApiError> {
+        let pinned = self
+            .state
+            .with(|db| Ok((db.home()?, db.roster()?)))
+            .await
+            .map_err(ApiError::failed)?;
+        let (Some(pin), entries) = pinned else {
+            return Ok(None);
+        };
+        let home_key_hash = match invite {
+            AnyInvite::Founding(invite) => invite.home_key_hash,
+            AnyInvite::Member(invite) => invite.home_key_hash,
+        };
+        if pin.home_key_hash != home_key_hash {
+            return Ok(None);
+        }
+        let roster = papers::replay(&entries).map_err(|error| unverified(&error))?;
+        let joined = self.membership(&roster)?;
+        Ok(Some(with(joined, "already", true)))
+    }
+
+    /// Sees to it that nobody writes down recovery words which the home then refuses.
+    async fn refuse_second_founder(&self, connection: &Connection) -> Result<(), ApiError> {
+        let hello = Call::Hello {
+            nonce: self.nonce,
+            seen: None,
+        };
+        let request = Request {
+            id: None,
+            call: hello,
+        };
+        let reply = connection.call(&request, Class::Control).await;
+        match reply.map_err(|error| link_error(&error))?.result {
+            // Only a home without a roster has no members to tell strangers from.
+            Err(Refusal::NotFounded) => Ok(()),
+            Err(Refusal::NotMember) => Err(refused(&Refusal::AlreadyFounded)),
+            Err(refusal) => Err(refused(&refusal)),
+            Ok(_) => Err(nonsense()),
+        }
     }
 
     async fn refuse_if_enrolled(&self) -> Result<(), ApiError> {
@@ -459,6 +519,14 @@ fn nonsense() -> ApiError {
     )
 }
 
+fn name_taken(name: &DeviceName) -> ApiError {
+    ApiError::new(
+        Kind::NameTaken,
+        format!("Another device of this home is called {name}. This device has not joined."),
+        "Choose another name with --name, and ask for a new invite: this one is used up.",
+    )
+}
+
 fn expired() -> ApiError {
     ApiError::new(
         Kind::InviteExpired,
@@ -472,5 +540,7 @@ fn with(mut object: Value, field: &str, value: bool) -> Value {
     object
 }
 
+/// How long a person waits for a home that does not answer: its first packet and two repetitions.
+const CONNECT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(4);
 /// Pause between two questions whether a join has been answered, where the home does not wait itself.
 const POLL_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);

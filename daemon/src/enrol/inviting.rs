@@ -96,6 +96,12 @@ async fn answer_join(
 ) -> Result<(), CallError> {
     let answer = match admit(home, state, &mut issued, request).await? {
         Ok(entry) => Some(JoinAnswer::new(&issued.secret, entry).encode().into()),
+        Err(EnrolError::NameTaken) => {
+            tracing::info!("a join under a name that is taken was turned down");
+            // No entry: only the inviter can say so, and the joiner has to choose another name.
+            let taken = JoinAnswer::new(&issued.secret, Vec::new());
+            Some(taken.encode().into())
+        }
         Err(error) => {
             tracing::warn!(%error, "a join was turned down; its invite is burnt");
             None

@@ -34,6 +34,9 @@ pub enum EnrolError {
     /// The name does not open or is no name.
     #[error("the device's name cannot be read")]
     Name,
+    /// Another device has the name.
+    #[error("another device has this name")]
+    NameTaken,
 }
 
 /// A new home: its genesis, and what its person has to write down.
@@ -94,7 +97,7 @@ pub fn ask(identity: &Identity, invite: &Invite, name: &DeviceName) -> JoinReque
 /// Answers a join: checks that it comes from who holds the invite's secret, and adds the device.
 ///
 /// # Errors
-/// [`EnrolError::Proof`] burns the invite; the others turn the joiner down.
+/// All of them burn the invite; who asked for a name that is taken is told so.
 pub fn admit(
     identity: &Identity,
     roster: &Roster,
@@ -114,6 +117,13 @@ pub fn admit(
     )
     .map_err(|_| EnrolError::Name)?;
     let name = parse_name(&name)?;
+    let mut names = roster
+        .members()
+        .filter(|(_, state)| state.active())
+        .filter_map(|(_, state)| open_name(ring, &state.member));
+    if names.any(|taken| taken == name.as_str()) {
+        return Err(EnrolError::NameTaken);
+    }
     let epoch = ring.newest();
     let secret = ring.secret(epoch).ok_or(EnrolError::Key)?;
     let info = WrapInfo {

@@ -68,6 +68,18 @@ impl Table {
 }
 
 #[test]
+fn two_devices_of_one_home_have_two_names() {
+    let mut table = Table::new();
+    let second = identity(table.dir.path(), "second");
+    let invite = table.invite();
+    let refused = table.admit(&ask(&second, &invite, &name("laptop")));
+    assert_eq!(refused.unwrap_err(), EnrolError::NameTaken);
+    table
+        .admit(&ask(&second, &invite, &name("laptop-2")))
+        .unwrap();
+}
+
+#[test]
 fn a_second_device_joins_and_both_have_the_same_keys() {
     let mut table = Table::new();
     let second = identity(table.dir.path(), "second");

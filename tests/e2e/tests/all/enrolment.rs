@@ -17,8 +17,37 @@ fn founding_shows_the_recovery_words_once_and_happens_once() -> Result<()> {
     );
 
     let b = world.stranger("b")?;
-    b.fails(2, &["join", &invite, "--name", "b"])?;
-    a.fails(2, &["join", &invite, "--name", "a"])?;
+    let refused = b.imgctl(&["join", &invite, "--name", "b", "--json"])?;
+    ensure!(refused.code == Some(2), "{refused}");
+    ensure!(
+        !refused.stdout.contains("recovery_words"),
+        "nobody writes down words that are void: {refused}"
+    );
+    // Whoever was interrupted types the same line again.
+    let again = a.json(&["join", &invite, "--name", "a"])?;
+    ensure!(
+        again["already"] == true && again["device"] == joined[1]["device"],
+        "{again}"
+    );
+    Ok(())
+}
+
+#[test]
+fn two_devices_of_a_home_do_not_have_one_name() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("laptop")?;
+    let invite = || -> Result<String> {
+        let invite = a.json(&["device", "invite"])?;
+        Ok(invite["invite"].as_str().context("no invite")?.to_owned())
+    };
+    let b = world.stranger("b")?;
+    let refused = b.fails(2, &["join", &invite()?, "--name", "laptop"])?;
+    ensure!(refused["error"] == "name_taken", "{refused}");
+    let line = invite()?;
+    let joined = b.json(&["join", &line, "--name", "tablet"])?;
+    ensure!(joined["name"] == "tablet", "{joined}");
+    let again = b.json(&["join", &line, "--name", "tablet"])?;
+    ensure!(again["already"] == true, "{again}");
     Ok(())
 }
 
