@@ -92,18 +92,27 @@ impl Daemon {
                 // Another command may have started one a moment earlier: then that one stays.
                 Err(_) if start.elapsed() > GONE_GRACE && has_ended(&mut daemon) => {
                     return Err(Failure::no_daemon(format!(
-                        "The daemon was started but ended at once; it does not answer at {}.",
-                        self.socket.display()
+                        "The daemon was started but ended at once; {} says why.",
+                        self.log()
                     )));
                 }
                 Err(error) if start.elapsed() > START_MAX => {
                     return Err(Failure::no_daemon(format!(
-                        "The daemon was started but does not answer at {}: {error}.",
-                        self.socket.display()
+                        "The daemon was started but does not answer at {}: {error}; {} says more.",
+                        self.socket.display(),
+                        self.log()
                     )));
                 }
                 Err(_) => sleep(START_POLL).await,
             }
+        }
+    }
+
+    /// Where a daemon that was started from here writes its log.
+    fn log(&self) -> String {
+        match &self.state {
+            Some(state) => state.join("imgd.log").display().to_string(),
+            None => "imgd.log in the state folder".to_owned(),
         }
     }
 
@@ -114,7 +123,8 @@ impl Daemon {
             .filter(|imgd| imgd.exists());
         let program = beside.as_deref().unwrap_or(Path::new("imgd"));
         let mut command = Command::new(program);
-        command.arg("--socket").arg(&self.socket);
+        // Nobody reads what it would print.
+        command.arg("--log").arg("--socket").arg(&self.socket);
         if let Some(state) = &self.state {
             command.arg("--state").arg(state);
         }

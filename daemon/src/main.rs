@@ -1,5 +1,8 @@
 //! The device daemon's program: arguments, logging, signals.
 
+mod log;
+
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,15 +24,25 @@ struct Arguments {
     /// Socket of the control API [default: in the named state folder, else $XDG_RUNTIME_DIR/imgd.sock]
     #[arg(long, env = "IMGD_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Write the log to imgd.log in the state folder instead of standard error
+    #[arg(long)]
+    log: bool,
 }
 
 fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let logged = if arguments.log {
+        arguments.state_dir().and_then(|dir| log::to_folder(&dir))
+    } else {
+        Ok(())
+    };
     let filter = EnvFilter::try_from_env("IMGCTL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    match start(Arguments::parse()) {
+    match logged.and_then(|()| start(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -48,10 +61,7 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let named = arguments.state.is_some();
-    let state_dir = match arguments.state {
-        Some(dir) => std::path::absolute(dir)?,
-        None => default_state()?,
-    };
+    let state_dir = arguments.state_dir()?;
     let state = State::open(&state_dir)
         .with_context(|| format!("the state folder {}", state_dir.display()))?;
     let socket = arguments
@@ -75,6 +85,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     std::fs::remove_file(&socket).ok();
     daemon.stop().await;
     Ok(())
+}
+
+impl Arguments {
+    fn state_dir(&self) -> anyhow::Result<PathBuf> {
+        match &self.state {
+            Some(dir) => Ok(std::path::absolute(dir)?),
+            None => default_state(),
+        }
+    }
 }
 
 fn default_state() -> anyhow::Result<PathBuf> {
