@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::show;
+
 /// What the daemon answers when it refuses, and what this program makes of its own failures.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Failure {
@@ -62,7 +64,8 @@ impl Failure {
 
     /// Something in the import was left out.
     pub(crate) fn skipped(count: usize) -> Self {
-        let message = format!("{count} entries could not be imported; the rest is there.");
+        let entries = show::count(count as u64, "entry", "entries");
+        let message = format!("{entries} could not be imported; the rest is there.");
         Self {
             in_answer: true,
             ..Self::new("skipped", 1, message, "")
@@ -71,9 +74,10 @@ impl Failure {
 
     /// A check of the doctor failed.
     pub(crate) fn unhealthy(count: usize) -> Self {
+        let message = format!("{} failed.", show::count(count as u64, "check", "checks"));
         Self {
             in_answer: true,
-            ..Self::new("unhealthy", 1, format!("{count} checks failed."), "")
+            ..Self::new("unhealthy", 1, message, "")
         }
     }
 

@@ -128,12 +128,17 @@ pub(crate) fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
-/// An RFC 3339 time for people: minutes are enough.
-pub(crate) fn minute(time: &str) -> String {
-    match (time.get(..10), time.get(11..16)) {
-        (Some(day), Some(minute)) => format!("{day} {minute} UTC"),
+/// An RFC 3339 time for people, as the daemon's sentences have it: to the second, since leases may be short.
+pub(crate) fn time(time: &str) -> String {
+    match (time.get(..10), time.get(11..19)) {
+        (Some(day), Some(second)) => format!("{day} {second} UTC"),
         _ => time.to_owned(),
     }
+}
+
+/// A number of things for people.
+pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// The first digits of an id.
@@ -200,8 +205,10 @@ mod tests {
 
     #[test]
     fn times_and_ids_are_short_for_people() {
-        assert_eq!(minute("2026-11-21T14:05:00Z"), "2026-11-21 14:05 UTC");
-        assert_eq!(minute("soon"), "soon");
+        assert_eq!(time("2026-11-21T14:05:00Z"), "2026-11-21 14:05:00 UTC");
+        assert_eq!(time("soon"), "soon");
+        assert_eq!(count(1, "entry", "entries"), "1 entry");
+        assert_eq!(count(0, "entry", "entries"), "0 entries");
         assert_eq!(short("0123456789abcdef"), "0123456789");
         assert_eq!(short_or_dash(None), "-");
     }

@@ -68,25 +68,47 @@ pub(crate) fn commit(text: &str) -> Result<String, String> {
 
 /// What addresses a checkout: an image's name, or the folder it is checked out in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CheckoutRef(String);
+pub(crate) struct CheckoutRef {
+    text: String,
+    /// The folder that a name would be as a path.
+    folder: Option<String>,
+}
 
 impl CheckoutRef {
-    /// Takes a name, or a path: anything with a slash, `.` or `..`.
+    /// Takes a name, which may be a folder here as well, or a path: anything with a slash, `.` or `..`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let path = absolute(Path::new(text)).map_err(|failure| failure.message)?;
+        let path = path.to_str().map(str::to_owned);
         if text.contains('/') || text == "." || text == ".." {
-            let path = absolute(Path::new(text)).map_err(|failure| failure.message)?;
-            let path = path
-                .to_str()
-                .ok_or("a folder that is not UTF-8 is addressed by its image's name")?;
-            Ok(Self(path.to_owned()))
+            let path = path.ok_or("a folder that is not UTF-8 is addressed by its image's name")?;
+            Ok(Self {
+                text: path,
+                folder: None,
+            })
         } else {
-            image(text).map(|name| Self(name.to_string()))
+            Ok(Self {
+                text: image(text)?.to_string(),
+                folder: path,
+            })
         }
     }
 
     /// The path of the checkout's resource.
     pub(crate) fn resource(&self) -> String {
-        format!("/v1/checkouts/{}", percent_encode(&self.0))
+        self.path("")
+    }
+
+    /// The path of something that is done with the checkout.
+    pub(crate) fn verb(&self, verb: &str) -> String {
+        self.path(&format!("/{verb}"))
+    }
+
+    fn path(&self, end: &str) -> String {
+        let mut path = format!("/v1/checkouts/{}{end}", percent_encode(&self.text));
+        if let Some(folder) = &self.folder {
+            path.push_str(&format!("?dir={}", percent_encode(folder)));
+        }
+        path
     }
 }
 
@@ -178,9 +200,14 @@ mod tests {
     #[test]
     fn a_checkout_is_a_name_or_a_folder() {
         let name = CheckoutRef::parse("größe").unwrap();
-        assert_eq!(name.resource(), "/v1/checkouts/gr%C3%B6%C3%9Fe");
+        let here = percent_encode(std::env::current_dir().unwrap().to_str().unwrap());
+        assert_eq!(
+            name.resource(),
+            format!("/v1/checkouts/gr%C3%B6%C3%9Fe?dir={here}%2Fgr%C3%B6%C3%9Fe")
+        );
         let folder = CheckoutRef::parse("/tmp/x/../vm").unwrap();
         assert_eq!(folder.resource(), "/v1/checkouts/%2Ftmp%2Fvm");
+        assert_eq!(folder.verb("commit"), "/v1/checkouts/%2Ftmp%2Fvm/commit");
         assert!(CheckoutRef::parse("a b").is_err());
     }
 }

@@ -4,7 +4,9 @@
 //! [`crate::keeper`], files to [`crate::tree`], mounts to [`crate::mount`]; here is decided what happens to them,
 //! in which order. `docs/architecture.md` describes the paths, the design of leases the order of durable writes.
 
+mod deletion;
 mod hydrate;
+mod metadata;
 mod opening;
 mod processes;
 mod recovery;
@@ -28,9 +30,11 @@ use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
 use crate::images::{CommitSpec, Images};
 use crate::keeper::{Clock, Keeper};
-use crate::state::{CheckpointRow, State};
+use crate::state::{CheckpointRow, ClosedCheckout, State};
 use crate::stream::Uploader;
 use crate::tree::Tree;
+
+pub use crate::state::CommitRequest;
 
 use hydrate::Hydration;
 use status::View;
@@ -56,6 +60,8 @@ struct Shared {
     opening: Mutex<BTreeSet<Opening>>,
     /// Names and heads of images as last seen at the home.
     seen: Mutex<BTreeMap<ImageId, Seen>>,
+    /// Images that were checked out here when the home had them no more.
+    gone: Mutex<BTreeSet<ImageId>>,
 }
 
 /// What was last seen of an image.
@@ -96,6 +102,24 @@ pub enum Which {
     Name(ImageName),
     /// By its folder.
     Dir(PathBuf),
+    /// By a word that is both: the leased one of this name, else the one in the folder, else by name.
+    NameOrDir(ImageName, PathBuf),
+}
+
+impl Which {
+    fn name(&self) -> Option<&ImageName> {
+        match self {
+            Self::Name(name) | Self::NameOrDir(name, _) => Some(name),
+            Self::Dir(_) => None,
+        }
+    }
+
+    fn dir(&self) -> Option<PathBuf> {
+        match self {
+            Self::Dir(dir) | Self::NameOrDir(_, dir) => Some(resolve(dir)),
+            Self::Name(_) => None,
+        }
+    }
 }
 
 /// Whose files the image's owner's are shown as.
@@ -121,25 +145,14 @@ pub struct OpenRequest {
     pub at: Option<CommitSpec>,
     /// Terms of the lease.
     pub terms: LeaseTerms,
+    /// Whether they were asked for: a checkout that is open already gets them too.
+    pub renews: bool,
     /// Whether everything is fetched in the background.
     pub hydrate: bool,
     /// Also over a lapsed lease with newer work at home.
     pub take_over: bool,
     /// How owners are shown; by who runs the daemon where nothing is said.
     pub owner: Option<OwnerChoice>,
-}
-
-/// A commit that is wanted.
-#[derive(Debug, Clone, Default)]
-pub struct CommitRequest {
-    /// What the person says about it.
-    pub message: String,
-    /// Also from an orphan, if nothing was committed since.
-    pub adopt_orphan: bool,
-    /// Also over a lapsed lease with newer work at home.
-    pub take_over: bool,
-    /// A read-only checkout keeps the lease that it took for this.
-    pub keep: bool,
 }
 
 impl Checkouts {
@@ -149,38 +162,36 @@ impl Checkouts {
     /// There is none, or the name alone does not say which.
     pub fn find(&self, which: &Which) -> Result<Arc<Checkout>, ApiError> {
         let open = self.shared.list();
-        match which {
-            Which::Dir(dir) => {
-                let dir = resolve(dir);
-                let found = open.into_iter().find(|checkout| checkout.dir == dir);
-                found.ok_or_else(|| {
-                    ApiError::not_found(
-                        format!("Nothing is checked out at {}.", dir.display()),
-                        "`imgctl status` lists the checkouts of this device.",
-                    )
-                })
-            }
-            Which::Name(name) => {
-                let mut found: Vec<_> = open
-                    .into_iter()
-                    .filter(|checkout| checkout.name() == name.as_str())
-                    .collect();
-                if let Some(at) = found.iter().position(|checkout| !checkout.is_read_only()) {
-                    return Ok(found.swap_remove(at));
-                }
-                match (found.pop(), found.is_empty()) {
-                    (None, _) => Err(ApiError::not_found(
-                        format!("{name} is not checked out on this device."),
-                        format!(
-                            "`imgctl checkout {name}` checks it out; `imgctl status` lists the checkouts."
-                        ),
-                    )),
-                    (Some(only), true) => Ok(only),
-                    (Some(_), false) => Err(ApiError::usage(format!(
-                        "{name} is checked out more than once; say which by its folder (`imgctl status` lists them)."
-                    ))),
-                }
-            }
+        let (name, dir) = (which.name(), which.dir());
+        let mut of_name: Vec<_> = open
+            .iter()
+            .filter(|checkout| name.is_some_and(|name| checkout.name() == name.as_str()))
+            .collect();
+        if let Some(leased) = of_name.iter().find(|checkout| checkout.has_token()) {
+            return Ok(Arc::clone(leased));
+        }
+        let in_dir = |checkout: &&Arc<Checkout>| Some(&checkout.dir) == dir.as_ref();
+        if let Some(found) = open.iter().find(in_dir) {
+            return Ok(Arc::clone(found));
+        }
+        match (of_name.pop(), of_name.is_empty(), name, dir) {
+            (Some(only), true, ..) => Ok(Arc::clone(only)),
+            (Some(_), false, Some(name), _) => Err(ApiError::usage(format!(
+                "{name} is checked out more than once; say which by its folder (`imgctl status` lists them)."
+            ))),
+            (_, _, Some(name), _) => Err(ApiError::not_found(
+                format!("{name} is not checked out on this device."),
+                format!(
+                    "`imgctl checkout {name}` checks it out; `imgctl status` lists the checkouts."
+                ),
+            )),
+            (_, _, None, dir) => Err(ApiError::not_found(
+                format!(
+                    "Nothing is checked out at {}.",
+                    dir.unwrap_or_default().display()
+                ),
+                "`imgctl status` lists the checkouts of this device.",
+            )),
         }
     }
 
@@ -193,15 +204,41 @@ impl Checkouts {
     /// The folder of an image's checkout: the leased one, else another.
     pub fn dir_of(&self, image: ImageId) -> Option<String> {
         let mut of_image: Vec<_> = self.shared.of_image(image);
-        of_image.sort_by_key(|checkout| checkout.is_read_only());
+        of_image.sort_by_key(|checkout| (!checkout.has_token(), checkout.is_read_only()));
         let first = of_image.first()?;
         Some(first.dir.display().to_string())
+    }
+
+    /// The checkout that a person means, if it has ended not long ago.
+    pub async fn closed(&self, which: &Which) -> Option<ClosedCheckout> {
+        let (name, dir) = (which.name().map(ToString::to_string), which.dir());
+        let found = self
+            .shared
+            .state
+            .with(move |db| db.closed_checkout(name.as_deref(), dir.as_deref()))
+            .await;
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "ended checkouts cannot be read");
+            None
+        })
+    }
+
+    /// The signed commits on which this device's checkouts of an image stand.
+    pub async fn bases_of(&self, image: ImageId) -> Vec<Vec<u8>> {
+        let rows = self.shared.state.with(|db| db.checkouts()).await;
+        let rows = rows.unwrap_or_default().into_iter();
+        rows.filter(|row| row.image == image)
+            .filter_map(|row| row.base)
+            .collect()
     }
 
     /// The checkpoints of an image that exist only here.
     pub fn checkpoints_of(&self, image: ImageId) -> Vec<CheckpointRow> {
         let of_image = self.shared.of_image(image);
-        let leased = of_image.iter().find(|checkout| !checkout.is_read_only());
+        let leased = of_image
+            .iter()
+            .filter(|checkout| !checkout.is_read_only())
+            .max_by_key(|checkout| checkout.has_token());
         leased.map_or_else(Vec::new, |checkout| {
             checkout.view.borrow().checkpoints.clone()
         })
@@ -240,8 +277,10 @@ impl Checkouts {
     fn refresh_heads(&self) {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
+            let open = shared.list();
             match shared.images.list().await {
                 Ok(listing) if !listing.stale => {
+                    shared.notice_deletions(&open, &listing.images).await;
                     for image in listing.images {
                         if let Some(head) = image.head_id() {
                             shared.saw_head(image.row.image, image.name().as_str(), head);
@@ -374,6 +413,24 @@ impl Checkout {
     fn is_read_only(&self) -> bool {
         let holder = self.shared.keeper.holder(self.id);
         holder.is_some_and(|holder| holder.kind() == LeaseKind::ReadOnly)
+    }
+
+    /// Whether something here is in no commit at home.
+    fn is_changed(&self) -> bool {
+        let stats = self.tree.as_ref().map(|tree| tree.stats());
+        stats.is_some_and(|stats| stats.changed || stats.closed > 0)
+            || !self.view.borrow().checkpoints.is_empty()
+    }
+
+    /// Whether its lease is somebody else's, or its image is gone.
+    fn is_lost(&self) -> bool {
+        let holder = self.shared.keeper.holder(self.id);
+        holder.is_some_and(|holder| holder.kind() == LeaseKind::Orphan)
+    }
+
+    fn has_token(&self) -> bool {
+        let holder = self.shared.keeper.holder(self.id);
+        holder.is_some_and(|holder| holder.token().is_some())
     }
 
     async fn ask<T>(

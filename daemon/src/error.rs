@@ -7,6 +7,8 @@ use img_proto::{LeaseRow, Refusal};
 use img_types::DeviceId;
 use serde_json::{Map, Value, json};
 
+use crate::events;
+
 /// A failed request: a kind that scripts rely on, a sentence, and what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -44,6 +46,8 @@ pub enum Kind {
     InviteExpired,
     /// A read-only checkout holds changes.
     Unsaved,
+    /// The image is checked out on this device.
+    CheckedOut,
     /// There is no such image, commit, checkout or device.
     NotFound,
     /// Another checkout holds the lease.
@@ -82,6 +86,7 @@ impl Kind {
             Self::InviteInvalid => ("invite_invalid", 2, 400),
             Self::InviteExpired => ("invite_expired", 2, 400),
             Self::Unsaved => ("unsaved", 2, 400),
+            Self::CheckedOut => ("checked_out", 2, 400),
             Self::NotFound => ("not_found", 3, 404),
             Self::Leased => ("leased", 4, 409),
             Self::StagedWork => ("staged_work", 4, 409),
@@ -127,7 +132,7 @@ impl ApiError {
         Self::new(
             Kind::Failed,
             error.to_string(),
-            "The daemon's log says more; `imgctl doctor` checks the machine.",
+            "The daemon's log says more: `imgd.log` in its state folder if imgctl started it. `imgctl doctor` checks the machine.",
         )
     }
 
@@ -313,14 +318,23 @@ pub fn wrong_home() -> ApiError {
 fn leased(lease: &LeaseRow, about: About<'_>) -> ApiError {
     let image = about.image;
     let holder = (about.device_name)(&lease.device);
-    let until = crate::events::time_after(lease.remaining_ms);
+    let until = events::after(lease.remaining_ms);
+    let message = if lease.remaining_ms == 0 {
+        // Its deadline has passed, but the home was down and holds it for a while.
+        format!(
+            "{image} is leased by {holder}. Its time is over, but the home was started anew a short while ago and gives {holder} time to come back."
+        )
+    } else {
+        let until = events::time_in_words(until);
+        format!("{image} is leased by {holder} until {until}.")
+    };
     ApiError::new(
         Kind::Leased,
-        format!("{image} is leased by {holder} until {until}."),
+        message,
         format!("Close it there (`imgctl release {image}` on {holder}), or wait until the lease has lapsed. `imgctl checkout {image} --read-only` works meanwhile."),
     )
     .with("holder", holder)
-    .with("until", until)
+    .with("until", events::time(until))
 }
 
 #[cfg(test)]
@@ -391,8 +405,19 @@ mod tests {
         assert_eq!(json["exit_code"], 4);
         assert_eq!(json["holder"], "laptop");
         assert!(json["until"].as_str().unwrap().ends_with('Z'));
-        assert!(error.message.contains("vm is leased by laptop"));
+        assert!(error.message.contains("vm is leased by laptop until "));
+        assert!(error.message.ends_with(" UTC."));
         assert!(error.hint.contains("imgctl release vm"));
+    }
+
+    #[test]
+    fn a_lease_that_only_the_homes_restart_holds_has_no_time() {
+        let over = LeaseRow {
+            remaining_ms: 0,
+            ..lease()
+        };
+        let error = refused(&Refusal::Leased(over));
+        assert!(error.message.contains("started anew"), "{error}");
     }
 
     #[test]
@@ -408,6 +433,7 @@ mod tests {
             Kind::InviteInvalid,
             Kind::InviteExpired,
             Kind::Unsaved,
+            Kind::CheckedOut,
             Kind::NotFound,
             Kind::Leased,
             Kind::StagedWork,

@@ -220,10 +220,20 @@ pub fn time(at: WallMillis) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
+/// Renders a wall time for sentences, as imgctl does in its tables.
+pub fn time_in_words(at: WallMillis) -> String {
+    format!("{} UTC", time(at).replace('T', " ").trim_end_matches('Z'))
+}
+
+/// The wall time a number of milliseconds from now.
+pub fn after(millis: u64) -> WallMillis {
+    let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+    WallMillis(now().0.saturating_add(millis))
+}
+
 /// Renders the wall time a number of milliseconds from now.
 pub fn time_after(millis: u64) -> String {
-    let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    time(WallMillis(now().0.saturating_add(millis)))
+    time(after(millis))
 }
 
 /// Events that a slow listener may be behind before it loses the oldest.
@@ -259,6 +269,7 @@ mod tests {
         assert_eq!(time(WallMillis(0)), "1970-01-01T00:00:00Z");
         assert_eq!(time(WallMillis(-5)), "1970-01-01T00:00:00Z");
         assert_eq!(time(WallMillis(i64::MAX)), "9999-12-31T23:59:59Z");
+        assert_eq!(time_in_words(WallMillis(0)), "1970-01-01 00:00:00 UTC");
     }
 
     #[tokio::test]

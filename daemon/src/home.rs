@@ -311,7 +311,20 @@ impl Home {
 
     /// Whether the home answers now.
     pub fn connected(&self) -> bool {
-        matches!(&*self.link.state().borrow(), LinkState::Connected(_)) && !self.core.is_bad()
+        let answers = match &*self.link.state().borrow() {
+            LinkState::Connected(connection) => connection.is_open(),
+            LinkState::Connecting | LinkState::Away(_) => false,
+        };
+        answers && !self.core.is_bad()
+    }
+
+    /// Why the home does not answer now.
+    pub fn absence(&self) -> CallError {
+        match &*self.link.state().borrow() {
+            _ if self.core.is_bad() => CallError::WentBack,
+            LinkState::Away(reason) => reason.clone().into(),
+            LinkState::Connecting | LinkState::Connected(_) => CallError::Away,
+        }
     }
 
     /// Resolves once the home answers; asks for it where it is away.
@@ -420,8 +433,8 @@ async fn reachable(link: &Link) {
     }
 }
 
-/// How long a call waits for a connection before it is given up: a few round trips of a slow link.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a call waits for a connection before it is given up: a person waits for it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 /// Pause between two tries to reach the home for somebody who waits.
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// How often a busy home is asked again.

@@ -155,14 +155,12 @@ impl Images {
     ///
     /// # Errors
     /// Another checkout holds it and `force` is not given, or the home is away or refuses.
-    pub async fn delete(&self, name: &ImageName, force: bool) -> Result<Image, ApiError> {
-        let image = self.find(name).await?;
+    pub async fn delete(&self, image: &Image, force: bool) -> Result<(), ApiError> {
         let call = Call::DeleteImage {
             image: image.row.image,
             force,
         };
-        self.mutate(call, name.as_str()).await?;
-        Ok(image)
+        self.mutate(call, image.name().as_str()).await
     }
 
     /// Everything that is leased, as `leases` shows it. `here` tells the folder of a checkout of this device.
@@ -281,7 +279,11 @@ impl Images {
         })
     }
 
-    fn pick(&self, listing: Listing, name: &ImageName) -> Result<Image, ApiError> {
+    /// The image of a name among those that were listed.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn pick(&self, listing: Listing, name: &ImageName) -> Result<Image, ApiError> {
         let found = listing
             .images
             .into_iter()

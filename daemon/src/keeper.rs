@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use img_lease::Terms;
 use img_lease::holder::{Event, Forbidden, Holder, Kind, Moment, Renewal};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_types::{CheckoutId, CommitId, RequestId};
@@ -38,6 +39,9 @@ pub enum KeeperError {
     /// It could not be made durable; nothing changed.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The home did not do it.
+    #[error(transparent)]
+    Call(CallError),
     /// The daemon is ending.
     #[error("the daemon is ending")]
     Ended,
@@ -135,6 +139,19 @@ impl Keeper {
         .await?
     }
 
+    /// Gives a checkout's lease other terms, from now on.
+    ///
+    /// # Errors
+    /// The home is away or refuses, or there is no lease; it stays as it was.
+    pub async fn renew(&self, checkout: CheckoutId, terms: Terms) -> Result<(), KeeperError> {
+        self.ask(|done| Command::Renew {
+            checkout,
+            terms,
+            done,
+        })
+        .await?
+    }
+
     /// Stops keeping a checkout that has ended.
     ///
     /// # Errors
@@ -177,6 +194,11 @@ enum Command {
         event: Box<Event>,
         done: oneshot::Sender<Result<bool, KeeperError>>,
     },
+    Renew {
+        checkout: CheckoutId,
+        terms: Terms,
+        done: oneshot::Sender<Result<(), KeeperError>>,
+    },
     Forget {
         checkout: CheckoutId,
         done: oneshot::Sender<()>,
@@ -199,6 +221,16 @@ struct Kept {
     rests_until: Option<Instant>,
     /// Whether its lease has been renewed over the present connection, or need not be.
     greeted: bool,
+    /// Other terms that somebody waits for.
+    wanted: Option<(Terms, oneshot::Sender<Result<(), KeeperError>>)>,
+}
+
+impl Kept {
+    fn answer(&mut self, outcome: Result<(), KeeperError>) {
+        if let Some((_, done)) = self.wanted.take() {
+            let _ = done.send(outcome);
+        }
+    }
 }
 
 struct Task {
@@ -252,6 +284,7 @@ impl Task {
             calling: false,
             rests_until: None,
             greeted: false,
+            wanted: None,
         };
         self.kept.insert(checkout, kept);
         self.show();
@@ -275,6 +308,22 @@ impl Task {
             } => {
                 let _ = done.send(self.apply(checkout, *event).await);
             }
+            Command::Renew {
+                checkout,
+                terms,
+                done,
+            } => match self.kept.get_mut(&checkout) {
+                Some(_) if !self.home.connected() => {
+                    let _ = done.send(Err(KeeperError::Call(CallError::Away)));
+                }
+                Some(kept) if kept.holder.token().is_some() => {
+                    // Of two who ask at once the later one is heard.
+                    kept.wanted = Some((terms, done));
+                }
+                Some(_) | None => {
+                    let _ = done.send(Err(KeeperError::Unknown));
+                }
+            },
             Command::Forget { checkout, done } => {
                 self.kept.remove(&checkout);
                 self.show();
@@ -315,7 +364,8 @@ impl Task {
         let now = self.clock.now();
         for (checkout, kept) in &mut self.kept {
             let resting = kept.rests_until.is_some_and(|until| until > Instant::now());
-            if kept.calling || resting {
+            let wanted = kept.wanted.as_ref().map(|(terms, _)| *terms);
+            if kept.calling || (resting && wanted.is_none()) {
                 continue;
             }
             let home = Arc::clone(&self.home);
@@ -328,10 +378,11 @@ impl Task {
                 self.calls.spawn(async move {
                     Called::Pinned(checkout, pin(&home, commit, checkout).await)
                 });
-            } else if kept.holder.renewal_due(&now, !kept.greeted) {
+            } else if wanted.is_some() || kept.holder.renewal_due(&now, !kept.greeted) {
                 let request = home.request_id();
-                let asked = ask_renewal(&self.state, &mut kept.holder, request, now).await;
+                let asked = ask_renewal(&self.state, &mut kept.holder, request, wanted, now).await;
                 let Some(renewal) = asked else {
+                    kept.answer(Err(KeeperError::Unknown));
                     kept.rests_until = Some(Instant::now() + REST);
                     continue;
                 };
@@ -357,7 +408,9 @@ impl Task {
     async fn hear(&mut self, called: Called) {
         let (checkout, outcome) = match called {
             Called::Renewed(checkout, renewal, outcome) => {
+                let terms = renewal.terms;
                 let outcome = self.renewed(checkout, renewal, outcome).await;
+                self.tell_who_wanted(checkout, terms, &outcome);
                 (checkout, outcome.map(|()| None))
             }
             Called::Pinned(checkout, outcome) => {
@@ -412,6 +465,28 @@ impl Task {
         match self.apply(checkout, event).await {
             Ok(_) | Err(KeeperError::Unknown) => Ok(()),
             Err(error) => Err(Trouble::Stuck(error.to_string())),
+        }
+    }
+
+    /// Answers whoever wanted other terms, unless the renewal was one of before: then theirs comes next.
+    fn tell_who_wanted(
+        &mut self,
+        checkout: CheckoutId,
+        terms: Option<Terms>,
+        outcome: &Result<(), Trouble>,
+    ) {
+        let Some(kept) = self.kept.get_mut(&checkout) else {
+            return;
+        };
+        let wanted = kept.wanted.as_ref().map(|(terms, _)| *terms);
+        match outcome {
+            Err(Trouble::Away) => kept.answer(Err(KeeperError::Call(CallError::Away))),
+            Err(Trouble::Stuck(_)) => kept.answer(Err(KeeperError::Call(CallError::Protocol(
+                "the lease is not renewed",
+            )))),
+            Ok(()) if kept.holder.token().is_none() => kept.answer(Err(KeeperError::Unknown)),
+            Ok(()) if terms == wanted => kept.answer(Ok(())),
+            Ok(()) => {}
         }
     }
 
@@ -497,10 +572,11 @@ async fn ask_renewal(
     state: &State,
     kept: &mut Holder,
     request: RequestId,
+    terms: Option<Terms>,
     now: Moment,
 ) -> Option<Renewal> {
     let mut holder = kept.clone();
-    let renewal = holder.ask_renewal(request, None, now)?;
+    let renewal = holder.ask_renewal(request, terms, now)?;
     if let Err(error) = write_down(state, &holder).await {
         tracing::error!(%error, "a renewal could not be written down");
         return None;

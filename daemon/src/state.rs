@@ -7,6 +7,7 @@
 //! | `device.db` | home pin, roster, last-seen images, checkouts, requests under way; SQLite, WAL, `synchronous=FULL` |
 //! | `checkouts/<id>/` | journal and arenas of one checkout |
 //! | `objects/` | the cache of objects and the outboxes |
+//! | `imgd.log`, `imgd.log.1` | the log, where imgctl started the daemon |
 //!
 //! Everything here is 0700 or 0600. What a row means is its module's business; nothing here talks to the home.
 
@@ -25,7 +26,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use img_types::CheckoutId;
 use rusqlite::Connection;
 
-pub use checkouts::{CheckoutRow, CheckpointRow, PendingCommit, Stage};
+pub use checkouts::{
+    CheckoutRow, CheckpointRow, ClosedCheckout, CommitRequest, PendingCommit, Stage,
+};
 pub use home::{HomePin, IssuedInvite};
 pub use requests::JournaledRequest;
 
@@ -168,6 +171,9 @@ impl Database {
                 "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
             ))?,
             VERSION => {}
+            2 => sql.execute_batch(&format!(
+                "BEGIN; {FROM_2} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?,
             newer => return Err(StateError::Version(newer)),
         }
         Ok(Self { sql })
@@ -183,7 +189,18 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
+
+/// What version 3 has that version 2 had not.
+const FROM_2: &str = "
+ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+CREATE TABLE closed (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    dir BLOB NOT NULL,
+    head BLOB
+) STRICT;
+";
 
 const SCHEMA: &str = "
 CREATE TABLE home (
@@ -235,7 +252,14 @@ CREATE TABLE checkpoints (
     time INTEGER NOT NULL,
     freeze_us INTEGER NOT NULL,
     dirty_bytes INTEGER NOT NULL,
-    message TEXT NOT NULL
+    message TEXT NOT NULL,
+    wish BLOB
+) STRICT;
+CREATE TABLE closed (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    dir BLOB NOT NULL,
+    head BLOB
 ) STRICT;
 CREATE TABLE pending_commits (
     checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,

@@ -259,6 +259,15 @@ impl Uploader {
                         .superseded(&commit, |token| holder::Event::HeadMoved { token, head })
                         .await);
                 }
+                Refusal::UnknownImage => {
+                    // A deleted image has no tokens any more.
+                    let rival = None;
+                    let stale = |token| holder::Event::TokenStale { token, rival };
+                    return Err(match self.superseded(&commit, stale).await {
+                        UploadError::Superseded => CallError::Refused(refusal).into(),
+                        error => error,
+                    });
+                }
                 refusal => return Err(CallError::Refused(refusal).into()),
             }
         }

@@ -54,13 +54,13 @@ pub(super) async fn checkout(session: &Session, args: CheckoutArgs) -> Result<()
 
 /// Fetches all of a checkout.
 pub(super) async fn hydrate(session: &Session, checkout: &CheckoutRef) -> Result<(), Failure> {
-    let path = format!("{}/hydrate", checkout.resource());
+    let path = checkout.verb("hydrate");
     let hydrated = session.stream(&path, &json!({})).await?;
     session.output.answer(&hydrated, |hydrated| {
         let hydrated = Hydrated::deserialize(hydrated)?;
         Ok(format!(
-            "Everything is here: {} objects, {} fetched.",
-            hydrated.fetched_objects,
+            "Everything is here: {}, {} fetched.",
+            show::count(hydrated.fetched_objects, "object", "objects"),
             show::bytes(hydrated.fetched_bytes)
         ))
     })
@@ -77,7 +77,7 @@ fn render(opened: &Value) -> Result<String, serde_json::Error> {
             "{} is mounted at {}, leased until {}.",
             opened.name,
             opened.dir,
-            show::minute(&lease.until)
+            show::time(&lease.until)
         ),
         None => format!(
             "{} is mounted at {}, {}.",
@@ -96,7 +96,7 @@ mod tests {
             "lease": {"until": "2026-11-21T14:05:00Z"}});
         assert_eq!(
             render(&opened).unwrap(),
-            "vm is mounted at /x/vm, leased until 2026-11-21 14:05 UTC."
+            "vm is mounted at /x/vm, leased until 2026-11-21 14:05:00 UTC."
         );
         let opened = json!({"name": "vm", "dir": "/x/vm", "state": "read-only", "lease": null});
         assert_eq!(

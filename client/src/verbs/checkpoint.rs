@@ -22,6 +22,8 @@ struct Commit {
     commit: String,
     seq: u64,
     sent_bytes: u64,
+    #[serde(default)]
+    message: Option<String>,
     unchanged: bool,
 }
 
@@ -31,7 +33,7 @@ pub(super) async fn checkpoint(
     checkout: &CheckoutRef,
     message: Option<String>,
 ) -> Result<(), Failure> {
-    let path = format!("{}/checkpoint", checkout.resource());
+    let path = checkout.verb("checkpoint");
     let message = message.unwrap_or_default();
     let cut = session
         .api
@@ -47,12 +49,15 @@ pub(super) async fn commit(
     body: &Value,
     no_wait: bool,
 ) -> Result<(), Failure> {
-    let path = format!("{}/commit", checkout.resource());
+    let path = checkout.verb("commit");
     let committed = session.stream(&path, body).await?;
     if no_wait {
         session.output.answer(&committed, render_checkpoint)
     } else {
-        session.output.answer(&committed, render_commit)
+        let wanted = body["message"].as_str().unwrap_or_default();
+        session
+            .output
+            .answer(&committed, |commit| render_commit(commit, wanted))
     }
 }
 
@@ -69,10 +74,10 @@ fn render_checkpoint(cut: &Value) -> Result<String, serde_json::Error> {
     })
 }
 
-fn render_commit(commit: &Value) -> Result<String, serde_json::Error> {
+fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Error> {
     let commit = Commit::deserialize(commit)?;
     let id = show::short(&commit.commit);
-    Ok(if commit.unchanged {
+    let mut text = if commit.unchanged {
         format!("Nothing has changed since commit {} ({id}).", commit.seq)
     } else {
         format!(
@@ -80,7 +85,14 @@ fn render_commit(commit: &Value) -> Result<String, serde_json::Error> {
             commit.seq,
             show::bytes(commit.sent_bytes)
         )
-    })
+    };
+    let message = commit.message.as_deref().unwrap_or(wanted);
+    if !wanted.is_empty() && message != wanted {
+        text.push_str(&format!(
+            "\nIt was made before, with the message {message:?}; a commit's message does not change."
+        ));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -97,14 +109,22 @@ mod tests {
         );
         let commit = json!({"commit": id, "seq": 4, "sent_bytes": 10, "sealed_bytes": 10, "unchanged": false});
         assert_eq!(
-            render_commit(&commit).unwrap(),
+            render_commit(&commit, "").unwrap(),
             "Commit 4 (ababababab), 10 B sent."
         );
         let commit =
             json!({"commit": id, "seq": 4, "sent_bytes": 0, "sealed_bytes": 0, "unchanged": true});
         assert_eq!(
-            render_commit(&commit).unwrap(),
+            render_commit(&commit, "").unwrap(),
             "Nothing has changed since commit 4 (ababababab)."
         );
+        let older = json!({"commit": id, "seq": 4, "sent_bytes": 0, "sealed_bytes": 0,
+            "message": "one", "unchanged": false});
+        assert!(
+            render_commit(&older, "two")
+                .unwrap()
+                .contains("with the message \"one\"")
+        );
+        assert!(!render_commit(&older, "one").unwrap().contains("message"));
     }
 }

@@ -44,7 +44,7 @@ fn render_invite(invite: &Value) -> Result<String, serde_json::Error> {
         .unwrap_or_default();
     Ok(format!(
         "{code}\nOn the new device, until {}:\n\n    imgctl join {}\n",
-        show::minute(&invite.expires),
+        show::time(&invite.expires),
         invite.invite
     ))
 }
@@ -76,7 +76,7 @@ mod tests {
         let invite = json!({"invite": "imgctl-invite-AAAA", "expires": "2026-11-21T14:05:00Z"});
         let text = render_invite(&invite).unwrap();
         assert!(text.contains("    imgctl join imgctl-invite-AAAA\n"));
-        assert!(text.contains("until 2026-11-21 14:05 UTC"));
+        assert!(text.contains("until 2026-11-21 14:05:00 UTC"));
         assert!(text.contains('█'), "a code is drawn");
     }
 }

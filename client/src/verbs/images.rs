@@ -78,13 +78,13 @@ fn render(images: &Value) -> Result<String, serde_json::Error> {
         let lease = match image.lease {
             None => "free".to_owned(),
             Some(lease) if lease.lapsed => format!("{}, lapsed", lease.device),
-            Some(lease) => format!("{} until {}", lease.device, show::minute(&lease.until)),
+            Some(lease) => format!("{} until {}", lease.device, show::time(&lease.until)),
         };
         [
             image.name,
             image.seq.map_or("-".to_owned(), |seq| seq.to_string()),
             show::bytes(image.logical_bytes),
-            image.time.as_deref().map_or("-".to_owned(), show::minute),
+            image.time.as_deref().map_or("-".to_owned(), show::time),
             lease,
             image.checked_out.unwrap_or_default(),
         ]
@@ -111,7 +111,9 @@ mod tests {
         ]);
         let text = render(&images).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[1].contains("vm") && lines[1].contains("laptop until 2026-11-21 14:05 UTC"));
+        assert!(
+            lines[1].contains("vm") && lines[1].contains("laptop until 2026-11-21 14:05:00 UTC")
+        );
         assert!(lines[1].ends_with("/home/x/vm"));
         assert!(lines[2].contains("free"));
         assert!(lines[3].contains("last seen"));

@@ -17,6 +17,8 @@ struct Joined {
     role: String,
     #[serde(default)]
     founded: bool,
+    #[serde(default)]
+    already: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,8 +102,9 @@ fn render_joined(joined: &Value) -> Result<String, serde_json::Error> {
     } else {
         "a member"
     };
+    let already = if joined.already { " already" } else { "" };
     Ok(format!(
-        "This device is {}, {role} of the home.\n{next}",
+        "This device is {}, {role} of the home{already}.\n{next}",
         joined.name
     ))
 }

@@ -33,7 +33,7 @@ fn render(leases: &Value) -> Result<String, serde_json::Error> {
         let until = if lease.lapsed {
             "lapsed".to_owned()
         } else {
-            show::minute(&lease.until)
+            show::time(&lease.until)
         };
         let place = match (lease.this, lease.dir) {
             (true, Some(dir)) => dir,

@@ -17,6 +17,8 @@ struct Commit {
     message: String,
     kind: String,
     home: bool,
+    #[serde(default)]
+    stale: bool,
 }
 
 /// Shows an image's history, newest first.
@@ -28,6 +30,7 @@ pub(super) async fn log(session: &Session, name: &ImageName, limit: u32) -> Resu
 
 fn render(commits: &Value) -> Result<String, serde_json::Error> {
     let commits = Vec::<Commit>::deserialize(commits)?;
+    let stale = commits.iter().any(|commit| commit.stale);
     let rows = commits.into_iter().map(|commit| {
         let note = if commit.home {
             commit.kind
@@ -37,16 +40,17 @@ fn render(commits: &Value) -> Result<String, serde_json::Error> {
         [
             commit.seq.map_or("-".to_owned(), |seq| seq.to_string()),
             show::short(&commit.commit).to_owned(),
-            show::minute(&commit.time),
+            show::time(&commit.time),
             commit.device,
             note,
             commit.message,
         ]
     });
-    Ok(show::table(
-        ["SEQ", "COMMIT", "TIME", "DEVICE", "KIND", "MESSAGE"],
-        rows,
-    ))
+    let mut text = show::table(["SEQ", "COMMIT", "TIME", "DEVICE", "KIND", "MESSAGE"], rows);
+    if stale {
+        text.push_str("\nThe home cannot be reached: this is what is known of it here.");
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -66,5 +70,9 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].contains("cccccccccc") && lines[1].contains("checkpoint, only here"));
         assert!(lines[2].starts_with("0") && lines[2].ends_with("first"));
+        assert_eq!(lines.len(), 3);
+        let mut offline = log;
+        offline[1]["stale"] = json!(true);
+        assert!(render(&offline).unwrap().contains("known of it here"));
     }
 }

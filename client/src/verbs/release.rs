@@ -13,7 +13,7 @@ pub(super) async fn release(
     checkout: &CheckoutRef,
     discard: bool,
 ) -> Result<(), Failure> {
-    let path = format!("{}/release", checkout.resource());
+    let path = checkout.verb("release");
     let released = session.stream(&path, &json!({"discard": discard})).await?;
     session
         .output
@@ -22,9 +22,17 @@ pub(super) async fn release(
 
 fn render(released: &Value) -> String {
     let name = released["name"].as_str().unwrap_or("The checkout");
+    let already = if released["already"] == true {
+        " already"
+    } else {
+        ""
+    };
     match released["commit"].as_str() {
-        Some(commit) => format!("{name} is released; its head is {}.", show::short(commit)),
-        None => format!("{name} is released."),
+        Some(commit) => format!(
+            "{name} is released{already}; its head is {}.",
+            show::short(commit)
+        ),
+        None => format!("{name} is released{already}."),
     }
 }
 
@@ -42,6 +50,10 @@ mod tests {
         assert_eq!(
             render(&json!({"name": "vm", "commit": null})),
             "vm is released."
+        );
+        assert_eq!(
+            render(&json!({"name": "vm", "commit": null, "already": true})),
+            "vm is released already."
         );
     }
 }

@@ -22,6 +22,8 @@ struct Status {
     base: Option<String>,
     head: Option<String>,
     lease: Option<Lease>,
+    #[serde(default)]
+    image_deleted: bool,
     dirty_bytes: u64,
     checkpoints_local: u64,
     durable_local: Option<String>,
@@ -86,13 +88,14 @@ fn render_one(status: &Status) -> String {
         Some(lease) => format!(
             "{} until {}{}",
             status.state,
-            show::minute(&lease.until),
+            show::time(&lease.until),
             if lease.mode == "offline" {
                 ", offline"
             } else {
                 ""
             }
         ),
+        None if status.image_deleted => format!("{}, its image has been deleted", status.state),
         None => status.state.clone(),
     };
     line("state", state);
@@ -171,7 +174,7 @@ mod tests {
         });
         let text = render(&status).unwrap();
         assert!(
-            text.starts_with("vm at /x/vm\n  state         leased until 2026-11-21 14:05 UTC\n")
+            text.starts_with("vm at /x/vm\n  state         leased until 2026-11-21 14:05:00 UTC\n")
         );
         assert!(text.contains("  durable local bbbbbbbbbb\n"));
         assert!(text.contains("streaming     1.00 KiB of 2.00 KiB"));

@@ -17,14 +17,15 @@ use tokio::sync::mpsc;
 use super::hydrate::Hydration;
 use super::worker::{Beginning, Worker};
 use super::{
-    Checkout, Checkouts, OpenRequest, Opening, OwnerChoice, Shared, lock, recovery, resolve, work,
+    Checkout, Checkouts, OpenRequest, Opening, OwnerChoice, Shared, lock, metadata, recovery,
+    resolve, work,
 };
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::events::{self, Phase, Reporter};
 use crate::home::CallError;
 use crate::images::Image;
-use crate::keeper::{self, Label, luck};
+use crate::keeper::{self, KeeperError, Label, luck};
 use crate::state::{CheckoutRow, Stage};
 use crate::tree::{ObjectSource, OwnerMapping, Tree, TreeConfig};
 
@@ -75,8 +76,49 @@ impl Checkouts {
                 &format!("{} is checked out there", there.name()),
             ));
         }
+        if there.is_lost() {
+            self.refuse_namesake(&there, request).await?;
+        }
         there.mount_again().await?;
+        if request.renews && there.has_token() {
+            self.renew(&there, request).await?;
+        }
         Ok(Some(there))
+    }
+
+    /// An orphan of a deleted image is no checkout of the new one of that name.
+    async fn refuse_namesake(
+        &self,
+        there: &Checkout,
+        request: &OpenRequest,
+    ) -> Result<(), ApiError> {
+        let of_name = self.shared.images.find_seen(&request.name).await;
+        if of_name.is_ok_and(|image| image.row.image != there.image) {
+            let why = format!(
+                "a checkout of another image called {}, which was deleted, is there",
+                request.name
+            );
+            return Err(not_empty(&request.dir, &why));
+        }
+        Ok(())
+    }
+
+    /// Gives an open checkout's lease the terms that are asked for.
+    async fn renew(&self, there: &Checkout, request: &OpenRequest) -> Result<(), ApiError> {
+        let terms = Terms {
+            ttl_ms: request.terms.ttl_ms,
+            mode: request.terms.mode,
+        };
+        match self.shared.keeper.renew(there.id, terms).await {
+            Ok(()) => Ok(()),
+            Err(KeeperError::Call(CallError::Away)) => Err(ApiError::away(
+                "The checkout goes on with the lease that it has; ask again for another time.",
+            )),
+            Err(KeeperError::Call(error)) => {
+                Err(self.shared.home.explain(&error, request.name.as_str()))
+            }
+            Err(error) => Err(ApiError::failed(error)),
+        }
     }
 
     async fn open_in(
@@ -144,10 +186,7 @@ impl Checkouts {
     /// One leased checkout of an image is enough.
     fn refuse_second(&self, image: &Image) -> Result<(), ApiError> {
         let of_image = self.shared.of_image(image.row.image);
-        let Some(first) = of_image
-            .into_iter()
-            .find(|checkout| !checkout.is_read_only())
-        else {
+        let Some(first) = of_image.into_iter().find(|checkout| checkout.has_token()) else {
             return Ok(());
         };
         let (name, dir) = (image.name(), first.dir.display());
@@ -295,6 +334,9 @@ impl Checkouts {
             pending: false,
         };
         let checkout = begin(beginning, true)?;
+        if checkout.has_token() {
+            metadata::start(&checkout);
+        }
         shared.tell_state(&checkout, keeper::word(holder.kind()));
         tracing::info!(checkout = %checkout.id.short(), name = checkout.name, "checked out");
         Ok(checkout)

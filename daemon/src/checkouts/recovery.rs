@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::opening::{begin, label, tree_config};
 use super::worker::Beginning;
-use super::{Checkouts, Shared};
+use super::{Checkouts, Shared, metadata};
 use crate::commits::{OpenCommit, OpenDescriptor};
 use crate::events::{Events, Phase, Reporter};
 use crate::home::Home;
@@ -60,6 +60,7 @@ impl Checkouts {
             open: Mutex::default(),
             opening: Mutex::default(),
             seen: Mutex::new(BTreeMap::new()),
+            gone: Mutex::default(),
         });
         for row in rows {
             let (checkout, dir) = (row.checkout, row.dir.clone());
@@ -103,6 +104,9 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         pending: pending.is_some() || has_late_lease,
     };
     let checkout = begin(beginning, false)?;
+    if mounts && checkout.has_token() {
+        metadata::start(&checkout);
+    }
     if mounts && let Err(error) = checkout.mount_again().await {
         tracing::error!(dir = %checkout.dir.display(), %error, "a checkout is not mounted");
     }

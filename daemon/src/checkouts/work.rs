@@ -1,5 +1,6 @@
 //! What a checkout's worker has done in the background: one seal, one commit, the end of a lease.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use img_index::{Boundary, Fact, Key, ReadError, Value};
@@ -76,6 +77,7 @@ pub(super) struct CommitJob {
     pub(super) checkout: CheckoutId,
     pub(super) image: ImageId,
     pub(super) name: String,
+    pub(super) dir: PathBuf,
     pub(super) terms: LeaseTerms,
     pub(super) base: Option<OpenCommit>,
     pub(super) root: Reference,
@@ -150,7 +152,8 @@ impl CommitJob {
         match holder.map(|holder| holder.kind()) {
             Some(LeaseKind::Leased | LeaseKind::Lapsed) => Ok(None),
             Some(LeaseKind::Orphan) if !self.request.adopt_orphan => {
-                Err(CommitError::Forbidden(orphan(&self.name)))
+                let error = orphan(&self.shared, self.image, &self.name, &self.dir);
+                Err(CommitError::Forbidden(error))
             }
             Some(kind) => Ok(Some(kind)),
             None => Err(CommitError::Lease(KeeperError::Unknown)),
@@ -331,25 +334,39 @@ async fn totals(home: &Home, root: Reference) -> Result<(u64, u64), FetchError> 
     }
 }
 
-/// The checkout's token has been superseded.
-pub(super) fn orphan(name: &str) -> ApiError {
+/// The checkout's token has been superseded. The way out names the folder: the name may be another checkout's.
+pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) -> ApiError {
+    if shared.is_gone(image) {
+        return deleted(name, dir);
+    }
+    let dir = dir.display();
     ApiError::new(
         Kind::Orphan,
         format!(
-            "This checkout of {name} is orphaned: its lease went to somebody else. Its work is kept here."
+            "The checkout of {name} at {dir} is orphaned: its lease went to somebody else. Its work is kept here."
         ),
         format!(
-            "If nothing was committed since: `imgctl commit {name} --adopt-orphan`. Otherwise copy it out of its folder, or drop it with `imgctl release {name} --discard`."
+            "If nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Otherwise copy it out of its folder, or drop it with `imgctl release {dir} --discard`."
         ),
     )
 }
 
 /// The image is gone, and the checkout's work with nowhere to go.
-fn deleted(name: &str) -> ApiError {
+fn deleted(name: &str, dir: &Path) -> ApiError {
+    let dir = dir.display();
     ApiError::new(
         Kind::Orphan,
-        format!("{name} has been deleted at the home. What is here is kept."),
-        format!("Copy it out of its folder, then drop it with `imgctl release {name} --discard`."),
+        format!("{name} has been deleted at the home. What is checked out at {dir} is kept."),
+        format!("Copy it out of its folder, or drop it with `imgctl release {dir} --discard`."),
+    )
+}
+
+/// Whether a commit failed because its image has been deleted.
+pub(super) fn says_deleted(error: &CommitError) -> bool {
+    matches!(
+        error,
+        CommitError::Upload(UploadError::Call(CallError::Refused(Refusal::UnknownImage)))
+            | CommitError::Call(CallError::Refused(Refusal::UnknownImage))
     )
 }
 
@@ -367,12 +384,17 @@ pub(super) fn explain_sealing(error: &SealingError) -> ApiError {
 }
 
 /// The error for a person.
-pub(super) fn explain(shared: &Shared, error: &CommitError, name: &str) -> ApiError {
+pub(super) fn explain(
+    shared: &Shared,
+    error: &CommitError,
+    image: ImageId,
+    name: &str,
+    dir: &Path,
+) -> ApiError {
     match error {
         CommitError::Forbidden(error) => error.clone(),
-        CommitError::Upload(UploadError::Superseded) => orphan(name),
-        CommitError::Upload(UploadError::Call(CallError::Refused(Refusal::UnknownImage)))
-        | CommitError::Call(CallError::Refused(Refusal::UnknownImage)) => deleted(name),
+        CommitError::Upload(UploadError::Superseded) => orphan(shared, image, name, dir),
+        deletion if says_deleted(deletion) => deleted(name, dir),
         CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {
             shared.home.explain(error, name)
         }

@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, block_in_place};
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::status::{Cut, View};
 use super::work::{self, CommitError, SealingError};
@@ -188,6 +188,7 @@ impl Worker {
             view.freeze_us = worker.checkpoints.last().map(|row| row.freeze_us);
         });
         worker.show();
+        worker.wish_again();
         if beginning.pending {
             worker.resume_commit();
         }
@@ -221,6 +222,7 @@ impl Worker {
     /// Works until the checkout is gone or the daemon ends.
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.advance().await;
             self.show();
@@ -412,6 +414,10 @@ impl Worker {
         };
         let (cut, generation) = outcome;
         if let Some((request, committed)) = waiting.wish {
+            if let Err(error) = self.write_wish_down(&request) {
+                let _ = waiting.done.send(Err(error));
+                return;
+            }
             self.wishes.push(Wish {
                 generation,
                 request,
@@ -451,6 +457,7 @@ impl Worker {
             freeze_us,
             dirty_bytes,
             message: message.to_owned(),
+            wish: None,
         };
         let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
         if let Err(error) = kept {
@@ -521,8 +528,20 @@ impl Worker {
         if since.elapsed() < patience {
             return;
         }
-        let away = self.shared.home.explain(&CallError::Away, &self.name);
-        self.tell_who_waits(&away);
+        let absence = self.shared.home.absence();
+        if !matches!(absence, CallError::Away) {
+            let error = self.shared.home.explain(&absence, &self.name);
+            self.tell_who_waits(&error);
+            return;
+        }
+        let cut = self.shared.home.explain(&absence, &self.name);
+        for waiting in std::mem::take(&mut self.waiting_cuts) {
+            let _ = waiting.done.send(Err(cut.clone()));
+        }
+        let commit = self.commit_waits();
+        self.answer_wishes(&commit);
+        let release = self.release_waits();
+        self.answer_release(|| Err(release.clone()));
     }
 
     /// Answers those who wait for what does not go on now; it will by itself. Only a cut that was not taken
@@ -531,11 +550,7 @@ impl Worker {
         for waiting in std::mem::take(&mut self.waiting_cuts) {
             let _ = waiting.done.send(Err(error.clone()));
         }
-        for wish in &mut self.wishes {
-            if let Some(committed) = wish.committed.take() {
-                let _ = committed.send(Err(error.clone()));
-            }
-        }
+        self.answer_wishes(error);
         self.answer_release(|| Err(error.clone()));
     }
 
@@ -640,9 +655,9 @@ fn random() -> [u8; 32] {
 }
 
 /// How often it is looked whether the home is away while somebody waits.
-const TICK: std::time::Duration = std::time::Duration::from_secs(1);
+const TICK: std::time::Duration = std::time::Duration::from_millis(500);
 /// How long somebody waits for an absent home before hearing that it is.
-const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_millis(1_500);
 /// How long somebody waits for a connected home that sends no sign: longer than a slow link needs for one
 /// block.
 const SILENCE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);

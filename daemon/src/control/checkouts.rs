@@ -4,12 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 use img_proto::LeaseTerms;
 use img_types::LeaseMode;
-use img_types::limits::LEASE_TTL_DEFAULT;
+use img_types::limits::{
+    LEASE_OFFLINE_TTL_MAX, LEASE_OFFLINE_TTL_MIN, LEASE_ONLINE_TTL_MAX, LEASE_TTL_DEFAULT,
+    LEASE_TTL_MIN,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -26,12 +30,9 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
     Ok(Json(Value::Array(member.checkouts.list_json())))
 }
 
-pub(super) async fn status(
-    State(daemon): State<Arc<Daemon>>,
-    Path(checkout): Path<String>,
-) -> Answer {
+pub(super) async fn status(State(daemon): State<Arc<Daemon>>, Address(which): Address) -> Answer {
     let member = daemon.member()?;
-    let checkout = member.checkouts.find(&which(&checkout)?)?;
+    let checkout = member.checkouts.find(&which)?;
     Ok(Json(checkout.to_json()))
 }
 
@@ -74,6 +75,7 @@ pub(super) async fn open(
         read_only: request.read_only,
         at: request.at.as_deref().map(CommitSpec::parse).transpose()?,
         terms,
+        renews: request.lease_ms.or(request.offline_ms).is_some(),
         hydrate: request.hydrate,
         take_over: request.take_over,
         owner: request.owner,
@@ -100,12 +102,12 @@ struct Checkpoint {
 
 pub(super) async fn checkpoint(
     State(daemon): State<Arc<Daemon>>,
-    Path(checkout): Path<String>,
+    Address(which): Address,
     body: Bytes,
 ) -> Answer {
     let member = daemon.member()?;
     let request: Checkpoint = parse(&body)?;
-    let checkout = member.checkouts.find(&which(&checkout)?)?;
+    let checkout = member.checkouts.find(&which)?;
     Ok(Json(checkout.checkpoint(request.message).await?))
 }
 
@@ -133,12 +135,12 @@ impl Default for Commit {
 
 pub(super) async fn commit(
     State(daemon): State<Arc<Daemon>>,
-    Path(checkout): Path<String>,
+    Address(which): Address,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let request: Commit = parse(&body)?;
-    let checkout = member.checkouts.find(&which(&checkout)?)?;
+    let checkout = member.checkouts.find(&which)?;
     let reporter = checkout.reporter().clone();
     let work = async move {
         let wait = request.wait;
@@ -166,12 +168,25 @@ struct Release {
 
 pub(super) async fn release(
     State(daemon): State<Arc<Daemon>>,
-    Path(checkout): Path<String>,
+    Address(which): Address,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let request: Release = parse(&body)?;
-    let checkout = member.checkouts.find(&which(&checkout)?)?;
+    let checkout = match member.checkouts.find(&which) {
+        Ok(checkout) => checkout,
+        Err(error) => {
+            // Asked again after it had been done, it is done.
+            let closed = member.checkouts.closed(&which).await.ok_or(error)?;
+            let done = json!({ "name": closed.name, "commit": closed.head, "already": true });
+            return Ok(stream::answer(
+                Reporter::new(Phase::Release),
+                stream::no_lines(),
+                HangUp::Ends,
+                async move { Ok(done) },
+            ));
+        }
+    };
     let reporter = checkout.reporter().clone();
     let work = async move { checkout.release(request.discard).await };
     Ok(stream::answer(
@@ -184,10 +199,10 @@ pub(super) async fn release(
 
 pub(super) async fn hydrate(
     State(daemon): State<Arc<Daemon>>,
-    Path(checkout): Path<String>,
+    Address(which): Address,
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
-    let checkout = member.checkouts.find(&which(&checkout)?)?;
+    let checkout = member.checkouts.find(&which)?;
     let reporter = Reporter::new(Phase::Fetch);
     let told = reporter.clone();
     let work = async move {
@@ -202,31 +217,112 @@ pub(super) async fn hydrate(
     ))
 }
 
-/// An absolute path is a folder, everything else a name.
-fn which(text: &str) -> Result<Which, ApiError> {
+/// The checkout that a request's path and query mean.
+pub(super) struct Address(Which);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Folder {
+    #[serde(default)]
+    dir: Option<PathBuf>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Address {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let refused = |error: &dyn std::fmt::Display| {
+            ApiError::usage(format!("The request does not parse: {error}."))
+        };
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(text) = path.map_err(|error| refused(&error))?;
+        let query = Query::<Folder>::from_request_parts(parts, state).await;
+        let Query(folder) = query.map_err(|error| refused(&error))?;
+        Ok(Self(which(&text, folder.dir)?))
+    }
+}
+
+/// An absolute path is a folder, everything else a name; a folder beside it is where the word would lie as a path.
+fn which(text: &str, dir: Option<PathBuf>) -> Result<Which, ApiError> {
     if text.starts_with('/') {
-        Ok(Which::Dir(PathBuf::from(text)))
-    } else {
-        Ok(Which::Name(image_name(text)?))
+        return Ok(Which::Dir(PathBuf::from(text)));
     }
+    let name = image_name(text)?;
+    Ok(match dir {
+        Some(dir) => Which::NameOrDir(name, absolute(dir)?),
+        None => Which::Name(name),
+    })
 }
 
+/// Terms of a lease. The home would bring others within its limits without a word.
 fn terms(lease_ms: Option<u64>, offline_ms: Option<u64>) -> Result<LeaseTerms, ApiError> {
-    match (lease_ms, offline_ms) {
-        (Some(_), Some(_)) => Err(ApiError::usage(
-            "A lease is either online (--lease) or offline (--offline).",
-        )),
-        (None, Some(ttl_ms)) => Ok(LeaseTerms {
-            ttl_ms,
-            mode: LeaseMode::Offline,
-        }),
-        (ttl_ms, None) => Ok(LeaseTerms {
-            ttl_ms: ttl_ms.unwrap_or(millis_default()),
-            mode: LeaseMode::Online,
-        }),
+    let (ttl_ms, mode) = match (lease_ms, offline_ms) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::usage(
+                "A lease is either online (--lease) or offline (--offline).",
+            ));
+        }
+        (None, Some(ttl_ms)) => (ttl_ms, LeaseMode::Offline),
+        (ttl_ms, None) => (
+            ttl_ms.unwrap_or(millis(LEASE_TTL_DEFAULT)),
+            LeaseMode::Online,
+        ),
+    };
+    let (min, max) = match mode {
+        LeaseMode::Online => (LEASE_TTL_MIN, LEASE_ONLINE_TTL_MAX),
+        LeaseMode::Offline => (LEASE_OFFLINE_TTL_MIN, LEASE_OFFLINE_TTL_MAX),
+    };
+    if (millis(min)..=millis(max)).contains(&ttl_ms) {
+        return Ok(LeaseTerms { ttl_ms, mode });
     }
+    Err(ApiError::usage(match mode {
+        LeaseMode::Online => {
+            "A lease lasts from 10 seconds to 24 hours; --offline takes one for 1 to 180 days."
+        }
+        LeaseMode::Offline => {
+            "An offline lease lasts from 1 to 180 days; --lease takes a shorter one."
+        }
+    }))
 }
 
-fn millis_default() -> u64 {
-    u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX)
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_within_the_homes_limits_or_refused() {
+        let usual = terms(None, None).unwrap();
+        assert_eq!((usual.ttl_ms, usual.mode), (10_800_000, LeaseMode::Online));
+        assert_eq!(terms(Some(10_000), None).unwrap().ttl_ms, 10_000);
+        assert_eq!(
+            terms(None, Some(86_400_000)).unwrap().mode,
+            LeaseMode::Offline
+        );
+        for (lease_ms, offline_ms) in [
+            (Some(9_999), None),
+            (Some(90_000_000), None),
+            (None, Some(3_600_000)),
+            (None, Some(u64::MAX)),
+            (Some(10_000), Some(86_400_000)),
+        ] {
+            let refused = terms(lease_ms, offline_ms).unwrap_err();
+            assert_eq!(refused.kind.codes().1, 2);
+        }
+    }
+
+    #[test]
+    fn a_checkout_is_addressed_by_name_or_folder() {
+        let name = image_name("vm").unwrap();
+        assert_eq!(which("vm", None).unwrap(), Which::Name(name.clone()));
+        assert_eq!(which("/x/vm", None).unwrap(), Which::Dir("/x/vm".into()));
+        assert_eq!(
+            which("vm", Some("/x/vm".into())).unwrap(),
+            Which::NameOrDir(name, "/x/vm".into())
+        );
+        assert!(which("vm", Some("x/vm".into())).is_err());
+    }
 }

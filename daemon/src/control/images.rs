@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::body::{Answer, absolute, image_name, parse};
 use super::stream::{self, HangUp};
 use crate::daemon::Daemon;
-use crate::error::ApiError;
+use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::export::ExportKind;
 use crate::images::{CommitSpec, CreateRequest, ExportRequest};
@@ -97,10 +97,12 @@ pub(super) async fn delete(
     Query(query): Query<Delete>,
 ) -> Answer {
     let member = daemon.member()?;
-    let image = member
-        .images
-        .delete(&image_name(&name)?, query.force)
-        .await?;
+    let image = member.images.find(&image_name(&name)?).await?;
+    if !query.force {
+        member.checkouts.refuse_deletion(&image)?;
+    }
+    member.images.delete(&image, query.force).await?;
+    member.checkouts.image_deleted(image.row.image).await;
     Ok(Json(json!({ "image": image.row.image })))
 }
 
@@ -117,11 +119,25 @@ pub(super) async fn log(
     Query(query): Query<Log>,
 ) -> Answer {
     let member = daemon.member()?;
-    let image = member.images.find(&image_name(&name)?).await?;
+    let listing = member.images.list().await?;
+    let mut stale = listing.stale;
+    let image = member.images.pick(listing, &image_name(&name)?)?;
     let limit = query.limit.unwrap_or(LOG_LIMIT_DEFAULT);
-    let history = member.images.history(&image, limit).await?;
+    let mut history = Vec::new();
+    if !stale {
+        match member.images.history(&image, limit).await {
+            Ok(found) => history = found,
+            Err(error) if error.kind == Kind::HomeAway => stale = true,
+            Err(error) => return Err(error),
+        }
+    }
+    if stale {
+        let bases = member.checkouts.bases_of(image.row.image).await;
+        history = member.images.history_seen(&image, &bases);
+        history.truncate(limit);
+    }
     let local = member.checkouts.checkpoints_of(image.row.image);
-    let rows = member.images.log_json(&history, &local);
+    let rows = member.images.log_json(&history, &local, stale);
     Ok(Json(Value::Array(rows)))
 }
 

@@ -70,6 +70,20 @@ impl Images {
         Ok(history)
     }
 
+    /// The commits of an image that are known without the home, newest first: the head that was seen last, and
+    /// the signed `bases` of checkouts.
+    pub fn history_seen(&self, image: &Image, bases: &[Vec<u8>]) -> Vec<OpenCommit> {
+        let bases = bases.iter().filter_map(|base| {
+            // It was verified when the checkout came to stand on it.
+            self.trusted(|trust| trust.reopen_commit(image.row.image, base))
+                .ok()
+        });
+        let mut seen: Vec<_> = image.head.clone().into_iter().chain(bases).collect();
+        seen.sort_by_key(|commit| (std::cmp::Reverse(commit.record().seq), commit.id));
+        seen.dedup_by_key(|commit| commit.id);
+        seen
+    }
+
     /// Finds a commit of an image.
     ///
     /// # Errors
@@ -106,8 +120,14 @@ impl Images {
         }
     }
 
-    /// The history as `log` shows it, with the checkpoints that exist only here in front.
-    pub fn log_json(&self, history: &[OpenCommit], checkpoints: &[CheckpointRow]) -> Vec<Value> {
+    /// The history as `log` shows it, with the checkpoints that exist only here in front. `stale` says that the
+    /// home was not asked, so that only a part of it is known.
+    pub fn log_json(
+        &self,
+        history: &[OpenCommit],
+        checkpoints: &[CheckpointRow],
+        stale: bool,
+    ) -> Vec<Value> {
         let local = checkpoints.iter().rev().map(|checkpoint| {
             let device = self.home.device();
             json!({
@@ -120,6 +140,7 @@ impl Images {
                 "message": checkpoint.message,
                 "kind": "checkpoint",
                 "home": false,
+                "stale": stale,
                 "dirty_bytes": checkpoint.dirty_bytes,
             })
         });
@@ -135,6 +156,7 @@ impl Images {
                 "message": commit.private.message,
                 "kind": kind(commit.private.kind),
                 "home": true,
+                "stale": stale,
                 "logical_bytes": commit.private.logical_bytes,
                 "files": commit.private.files,
                 "sealed_bytes": commit.private.sealed_bytes,

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use img_proto::LeaseTerms;
-use img_types::{CheckoutId, ImageId, LeaseMode, RequestId, WallMillis};
+use img_types::{CheckoutId, CommitId, ImageId, LeaseMode, RequestId, WallMillis};
 use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::{Database, StateError};
 
@@ -73,6 +74,32 @@ pub struct CheckpointRow {
     pub dirty_bytes: u64,
     /// What the person said about it.
     pub message: String,
+    /// The commit that is to contain it, where one is wanted.
+    pub wish: Option<CommitRequest>,
+}
+
+/// A commit that is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRequest {
+    /// What the person says about it.
+    pub message: String,
+    /// Also from an orphan, if nothing was committed since.
+    pub adopt_orphan: bool,
+    /// Also over a lapsed lease with newer work at home.
+    pub take_over: bool,
+    /// A read-only checkout keeps the lease that it took for this.
+    pub keep: bool,
+}
+
+/// A checkout that has ended, for whoever asks for its end again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedCheckout {
+    /// Its image's name.
+    pub name: String,
+    /// Where it was mounted.
+    pub dir: PathBuf,
+    /// Its newest commit at home; nothing for a read-only one.
+    pub head: Option<CommitId>,
 }
 
 /// A signed commit, written before it is first sent.
@@ -233,13 +260,69 @@ impl Database {
         Ok(())
     }
 
+    /// Removes a checkout that has ended, and remembers that it has.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn close_checkout(
+        &mut self,
+        checkout: CheckoutId,
+        closed: &ClosedCheckout,
+    ) -> Result<(), StateError> {
+        let transaction = self.sql.transaction()?;
+        transaction.execute(
+            "DELETE FROM checkouts WHERE checkout = ?1",
+            params![checkout.as_bytes()],
+        )?;
+        transaction.execute(
+            "INSERT INTO closed (name, dir, head) VALUES (?1, ?2, ?3)",
+            params![
+                closed.name,
+                closed.dir.as_os_str().as_bytes(),
+                closed.head.map(|head| *head.as_bytes()),
+            ],
+        )?;
+        transaction.execute(
+            "DELETE FROM closed WHERE number <= (SELECT MAX(number) FROM closed) - ?1",
+            params![CLOSED_MAX],
+        )?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The newest checkout of a name, or at a folder, that has ended; as far as it is remembered.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn closed_checkout(
+        &self,
+        name: Option<&str>,
+        dir: Option<&Path>,
+    ) -> Result<Option<ClosedCheckout>, StateError> {
+        let closed = self
+            .sql
+            .query_row(
+                "SELECT name, dir, head FROM closed WHERE name = ?1 OR dir = ?2 ORDER BY number DESC",
+                params![name, dir.map(|dir| dir.as_os_str().as_bytes())],
+                |row| {
+                    Ok(ClosedCheckout {
+                        name: row.get(0)?,
+                        dir: PathBuf::from(OsString::from_vec(row.get(1)?)),
+                        head: row.get::<_, Option<_>>(2)?.map(CommitId::from_bytes),
+                    })
+                },
+            )
+            .optional()?;
+        Ok(closed)
+    }
+
     /// Adds a checkpoint that is durable here.
     ///
     /// # Errors
     /// The database failed.
     pub fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<(), StateError> {
         self.sql.execute(
-            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, wish) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 row.checkpoint,
                 row.checkout.as_bytes(),
@@ -248,7 +331,36 @@ impl Database {
                 row.freeze_us,
                 row.dirty_bytes,
                 row.message,
+                row.wish.as_ref().map(encode_wish).transpose()?,
             ],
+        )?;
+        Ok(())
+    }
+
+    /// Wants a commit that contains a checkpoint.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn wish_for(
+        &mut self,
+        checkpoint: [u8; 32],
+        wish: &CommitRequest,
+    ) -> Result<(), StateError> {
+        self.sql.execute(
+            "UPDATE checkpoints SET wish = ?2 WHERE checkpoint = ?1",
+            params![checkpoint, encode_wish(wish)?],
+        )?;
+        Ok(())
+    }
+
+    /// Wants no commit any more: whoever asked has heard why there is none.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn drop_wishes(&mut self, checkout: CheckoutId) -> Result<(), StateError> {
+        self.sql.execute(
+            "UPDATE checkpoints SET wish = NULL WHERE checkout = ?1",
+            params![checkout.as_bytes()],
         )?;
         Ok(())
     }
@@ -259,10 +371,10 @@ impl Database {
     /// The database failed.
     pub fn checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
         let mut statement = self.sql.prepare(
-            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message FROM checkpoints WHERE checkout = ?1 ORDER BY number",
+            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, wish FROM checkpoints WHERE checkout = ?1 ORDER BY number",
         )?;
         let rows = statement.query_map(params![checkout.as_bytes()], |row| {
-            Ok(CheckpointRow {
+            let row_without_wish = CheckpointRow {
                 checkpoint: row.get(0)?,
                 checkout,
                 generation: row.get(1)?,
@@ -270,9 +382,17 @@ impl Database {
                 freeze_us: row.get(3)?,
                 dirty_bytes: row.get(4)?,
                 message: row.get(5)?,
-            })
+                wish: None,
+            };
+            Ok((row_without_wish, row.get::<_, Option<Vec<u8>>>(6)?))
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        rows.map(|row| {
+            let (row, wish) = row?;
+            let wish = wish.map(|wish| postcard::from_bytes(&wish)).transpose();
+            let wish = wish.map_err(|_| StateError::Damaged("a wanted commit"))?;
+            Ok(CheckpointRow { wish, ..row })
+        })
+        .collect()
     }
 
     /// Writes a signed commit down before it is first sent.
@@ -358,6 +478,10 @@ impl Database {
     }
 }
 
+fn encode_wish(wish: &CommitRequest) -> Result<Vec<u8>, StateError> {
+    postcard::to_allocvec(wish).map_err(|_| StateError::Damaged("a wanted commit does not encode"))
+}
+
 fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {
     Ok(CheckoutRow {
         checkout: CheckoutId::from_bytes(row.get(0)?),
@@ -385,3 +509,5 @@ fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {
 }
 
 const COLUMNS: &str = "checkout, image, name, dir, stage, read_only, owner_map, ttl_ms, offline, opened, base, holder, sealed_bytes, sent_bytes, descriptor";
+/// Ended checkouts that are remembered: more than a person closes between a command and its repetition.
+const CLOSED_MAX: u32 = 100;

@@ -267,6 +267,8 @@ impl Device {
                 .then_some(()))
         })?;
         self.process = Some(daemon);
+        // The socket is there before the mounts are back; an answer comes after them, whatever it is.
+        self.imgctl(&["status"])?;
         Ok(())
     }
 

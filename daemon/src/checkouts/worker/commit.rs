@@ -11,7 +11,7 @@ use super::{TRIM_AFTER, Worker, disk_full};
 use crate::checkouts::CommitRequest;
 use crate::checkouts::work::{self, CommitError, CommitJob};
 use crate::commits::OpenCommit;
-use crate::error::ApiError;
+use crate::error::{ApiError, Kind};
 use crate::keeper::KeeperError;
 use crate::state::Stage;
 use crate::stream::{Settled, UploadError};
@@ -32,10 +32,65 @@ impl Worker {
     pub(super) fn may_commit(&self, request: &CommitRequest) -> Result<(), ApiError> {
         let holder = self.shared.keeper.holder(self.checkout);
         match holder.map(|holder| holder.kind()) {
-            Some(LeaseKind::Orphan) if !request.adopt_orphan => Err(work::orphan(&self.name)),
+            Some(LeaseKind::Orphan) if !request.adopt_orphan => Err(work::orphan(
+                &self.shared,
+                self.image,
+                &self.name,
+                &self.dir,
+            )),
             Some(LeaseKind::Closed) | None => Err(ApiError::failed(KeeperError::Ended)),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Makes a wish durable, with the checkpoint that it is about: who asked may go now.
+    pub(super) fn write_wish_down(&mut self, request: &CommitRequest) -> Result<(), ApiError> {
+        let Some(row) = self.checkpoints.last_mut() else {
+            return Ok(());
+        };
+        let checkpoint = row.checkpoint;
+        let written =
+            block_in_place(|| self.shared.state.now(|db| db.wish_for(checkpoint, request)));
+        written.map_err(|error| {
+            ApiError::failed(format!(
+                "The commit cannot be written down: {error}. Its checkpoint is kept"
+            ))
+        })?;
+        row.wish = Some(request.clone());
+        Ok(())
+    }
+
+    /// Wants what was wanted before the daemon ended.
+    pub(super) fn wish_again(&mut self) {
+        let wanted = self.checkpoints.iter().filter_map(|row| {
+            Some(Wish {
+                generation: row.generation,
+                request: row.wish.clone()?,
+                committed: None,
+            })
+        });
+        self.wishes = wanted.collect();
+    }
+
+    /// Answers those who wait for a commit; it is wanted all the same.
+    pub(super) fn answer_wishes(&mut self, error: &ApiError) {
+        for wish in &mut self.wishes {
+            if let Some(committed) = wish.committed.take() {
+                let _ = committed.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// What is told while the home is away.
+    pub(super) fn commit_waits(&self) -> ApiError {
+        ApiError::new(
+            Kind::HomeAway,
+            "The home cannot be reached. The checkpoint is kept on this device, and the commit will finish by itself when the home is reachable.",
+            format!(
+                "Work goes on meanwhile; `imgctl status {}` shows what is durable at home.",
+                self.dir.display()
+            ),
+        )
     }
 
     /// Goes on with a commit that was signed before, and ends the lease that was taken for it alone.
@@ -129,6 +184,7 @@ impl Worker {
             checkout: self.checkout,
             image: self.image,
             name: self.name.clone(),
+            dir: self.dir.clone(),
             terms: self.terms,
             base: self.base.clone(),
             root,
@@ -163,6 +219,7 @@ impl Worker {
             "seq": self.base.as_ref().map(|base| base.record().seq),
             "sent_bytes": 0,
             "sealed_bytes": 0,
+            "message": self.base.as_ref().map(|base| &base.private.message),
             "unchanged": true,
         });
         self.answer_upto(generation_max, |_| Ok(answer.clone()));
@@ -184,6 +241,7 @@ impl Worker {
             "seq": record.seq,
             "sent_bytes": sent.bytes,
             "sealed_bytes": commit.private.sealed_bytes,
+            "message": commit.private.message,
             "unchanged": false,
         });
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
@@ -199,12 +257,28 @@ impl Worker {
         if matches!(error, CommitError::Upload(UploadError::Interrupted)) {
             return;
         }
-        let told = work::explain(&self.shared, error, &self.name);
+        if work::says_deleted(error) {
+            self.shared.saw_no_more(self.image);
+        }
+        let told = work::explain(&self.shared, error, self.image, &self.name, &self.dir);
         tracing::warn!(checkout = %self.checkout.short(), %error, "not committed");
         self.set_problem(Some(told.message.clone()));
+        self.drop_wishes();
         self.answer_upto(u64::MAX, |_| Err(told.clone()));
         if self.stage == Stage::Releasing {
             self.call_off_release(told);
+        }
+    }
+
+    /// What was wanted will not be tried again after a restart.
+    fn drop_wishes(&mut self) {
+        let checkout = self.checkout;
+        let dropped = block_in_place(|| self.shared.state.now(|db| db.drop_wishes(checkout)));
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "a refused commit is tried once more after a restart");
+        }
+        for row in &mut self.checkpoints {
+            row.wish = None;
         }
     }
 

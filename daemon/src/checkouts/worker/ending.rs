@@ -12,7 +12,7 @@ use crate::checkouts::{lock, processes, work};
 use crate::error::{ApiError, Kind};
 use crate::events::Phase;
 use crate::home::Home;
-use crate::state::{Stage, State};
+use crate::state::{ClosedCheckout, Stage, State};
 
 impl Worker {
     /// Begins to close the checkout, or joins those who wait for its end.
@@ -75,7 +75,12 @@ impl Worker {
         }
         let holder = self.shared.keeper.holder(self.checkout);
         match holder.map(|holder| holder.kind()) {
-            Some(LeaseKind::Orphan) => Err(work::orphan(&self.name)),
+            Some(LeaseKind::Orphan) => Err(work::orphan(
+                &self.shared,
+                self.image,
+                &self.name,
+                &self.dir,
+            )),
             Some(LeaseKind::ReadOnly) => Err(ApiError::new(
                 Kind::Unsaved,
                 format!("This read-only checkout of {} holds changes.", self.name),
@@ -192,7 +197,12 @@ impl Worker {
             shared.tell_state(checkout, "closed");
         }
         drop(checkout);
-        if let Err(error) = block_in_place(|| self.clean_up()) {
+        let closed = ClosedCheckout {
+            name: shared.name(self.image).unwrap_or_else(|| self.name.clone()),
+            dir: self.dir.clone(),
+            head: commit,
+        };
+        if let Err(error) = block_in_place(|| self.clean_up(&closed)) {
             tracing::warn!(%error, "what a closed checkout left behind is removed at the next start");
         }
         tracing::info!(checkout = %self.checkout.short(), name = self.name, "a checkout is closed");
@@ -200,13 +210,31 @@ impl Worker {
         self.answer_release(|| Ok(done.clone()));
     }
 
-    fn clean_up(&mut self) -> anyhow::Result<()> {
+    fn clean_up(&mut self, closed: &ClosedCheckout) -> anyhow::Result<()> {
         if let Some(tree) = self.tree.take() {
             // Nothing may be left to be written once the folder is gone.
             tree.sync()?;
         }
-        let state = &self.shared.state;
-        remove(state, &self.shared.home, self.checkout)
+        let (state, checkout) = (&self.shared.state, self.checkout);
+        remove_files(state, &self.shared.home, checkout)?;
+        state.now(|db| db.close_checkout(checkout, closed))?;
+        Ok(())
+    }
+
+    /// What is told while the home is away.
+    pub(super) fn release_waits(&self) -> ApiError {
+        let name = &self.name;
+        let message = if self.stage == Stage::Discarding {
+            format!(
+                "The home cannot be reached. {name} is unmounted and its changes are dropped; its lease is given back by itself when the home is reachable."
+            )
+        } else {
+            format!(
+                "The home cannot be reached. {name} is unmounted; its last changes are kept on this device and it keeps its lease. The release will finish by itself when the home is reachable."
+            )
+        };
+        let hint = "`imgctl status` lists it until then.";
+        ApiError::new(Kind::HomeAway, message, hint)
     }
 
     pub(super) fn answer_release(&mut self, answer: impl Fn() -> Result<Value, ApiError>) {
@@ -216,18 +244,23 @@ impl Worker {
     }
 }
 
-/// Removes what a checkout has on this device; blocks on the disk. The row goes last, so that it can be repeated.
+/// Removes what a checkout that never was mounted has on this device; blocks on the disk. The row goes last, so
+/// that it can be repeated.
 pub(in crate::checkouts) fn remove(
     state: &State,
     home: &Home,
     checkout: CheckoutId,
 ) -> anyhow::Result<()> {
+    remove_files(state, home, checkout)?;
+    state.now(|db| db.remove_checkout(checkout))?;
+    Ok(())
+}
+
+fn remove_files(state: &State, home: &Home, checkout: CheckoutId) -> anyhow::Result<()> {
     let objects = home.objects();
     objects.release(checkout, &objects.outbox(checkout))?;
     match std::fs::remove_dir_all(state.checkout_dir(checkout)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
-    state.now(|db| db.remove_checkout(checkout))?;
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{World, tree};
 
 /// A tree with every kind of entry and every edge of the format's size classes.
@@ -189,6 +189,99 @@ fn a_second_device_is_told_who_holds_the_lease() -> Result<()> {
 }
 
 #[test]
+fn a_device_that_stands_still_loses_its_lease_and_nothing_else() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    let b = world.joined("b", &a)?;
+    a.json(&["create", "vm"])?;
+    a.fails(2, &["checkout", "vm", "--lease", "9s"])?;
+    let lost = a.checkout("vm", &["--lease", "10s"])?;
+    fs::write(lost.join("work"), "of a")?;
+    let daemon = i32::try_from(a.process_id()?)?;
+    let daemon = rustix::process::Pid::from_raw(daemon).context("a process")?;
+    rustix::process::kill_process(daemon, rustix::process::Signal::STOP)?;
+    let taken = e2e::wait_for("the lease to lapse", || {
+        let outcome = b.imgctl(&["checkout", "vm"])?;
+        ensure!(matches!(outcome.code, Some(0 | 4)), "{outcome}");
+        Ok(outcome.ok().then(|| b.work().join("vm")))
+    });
+    rustix::process::kill_process(daemon, rustix::process::Signal::CONT)?;
+    let taken = taken?;
+    e2e::wait_for("the loser to hear of it", || {
+        Ok((a.status("vm")?["state"] == "orphan").then_some(()))
+    })?;
+    fs::write(taken.join("new"), "of b")?;
+    b.json(&["commit", "vm"])?;
+    a.fails(5, &["commit", "vm"])?;
+    a.fails(5, &["release", "vm"])?;
+    fs::write(lost.join("more"), "of a")?;
+    ensure!(fs::read_to_string(lost.join("work"))? == "of a");
+    ensure!(!lost.join("new").exists());
+    a.json(&["release", "vm", "--discard"])?;
+    Ok(())
+}
+
+#[test]
+fn an_open_checkout_gets_the_lease_that_is_asked_for() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    a.checkout("vm", &[])?;
+    let before = a.status("vm")?["lease"].clone();
+    let renewed = a.json(&["checkout", "vm", "--offline", "30d"])?;
+    ensure!(
+        renewed["lease"]["mode"] == "offline"
+            && renewed["lease"]["epoch"] == before["epoch"]
+            && renewed["lease"]["until"].as_str() > before["until"].as_str(),
+        "{before} {renewed}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_checked_out_is_deleted_by_force_only_and_not_lost() -> Result<()> {
+    let world = World::new()?;
+    let mut a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    let mount = a.checkout("vm", &[])?;
+    fs::write(mount.join("work"), "precious")?;
+    let refused = a.fails(2, &["delete", "vm"])?;
+    ensure!(refused["error"] == "checked_out", "{refused}");
+    ensure!(a.json(&["ls"])?["name"] == "vm", "it is still there");
+    a.json(&["delete", "vm", "--force"])?;
+    let status = a.status("vm")?;
+    ensure!(
+        status["state"] == "orphan" && status["image_deleted"] == true,
+        "{status}"
+    );
+    a.fails(5, &["commit", "vm"])?;
+
+    // Another image of that name is another image.
+    a.json(&["create", "vm"])?;
+    a.fails(2, &["checkout", "vm"])?;
+    a.json(&["checkout", "vm", "other"])?;
+    ensure!(a.status("vm")?["state"] == "leased");
+    ensure!(a.status("./vm")?["state"] == "orphan");
+    fs::write(a.work().join("other/new"), "new")?;
+    a.json(&["commit", "vm"])?;
+    a.json(&["release", "other"])?;
+    ensure!(
+        a.json(&["release", "other"])?["already"] == true,
+        "done already"
+    );
+
+    a.json(&["checkpoint", "./vm"])?;
+    a.kill()?;
+    a.restart()?;
+    ensure!(fs::read_to_string(mount.join("work"))? == "precious");
+    fs::write(mount.join("work"), "still precious")?;
+    a.fails(5, &["release", "./vm"])?;
+    a.json(&["release", "./vm", "--discard"])?;
+    ensure!(a.json(&["ls"])?["name"] == "vm", "the new one stays");
+    Ok(())
+}
+
+#[test]
 fn nothing_changed_means_no_commit() -> Result<()> {
     let world = World::new()?;
     let a = world.founder("a")?;
@@ -204,13 +297,31 @@ fn nothing_changed_means_no_commit() -> Result<()> {
 #[test]
 fn work_goes_on_and_is_committed_while_the_home_was_away() -> Result<()> {
     let mut world = World::new()?;
-    let a = world.founder("a")?;
+    let mut a = world.founder("a")?;
     a.json(&["create", "vm"])?;
     let mount = a.checkout("vm", &[])?;
     fs::write(mount.join("before"), "1")?;
     a.json(&["commit", "vm"])?;
-    world.home.stop()?;
+    a.json(&["ls"])?;
+    world.home.kill()?;
+    // A home that vanished without a word is not waited for until its connection is over.
+    let asked = std::time::Instant::now();
+    ensure!(a.json(&["ls"])?["stale"] == true);
+    ensure!(asked.elapsed() < std::time::Duration::from_secs(15));
+    let log = a.json(&["log", "vm"])?;
+    ensure!(log["seq"] == 1 && log["stale"] == true, "{log}");
     fs::write(mount.join("away"), "2")?;
+    let asked = std::time::Instant::now();
+    let waits = a.fails(6, &["commit", "vm", "-m", "while away"])?;
+    ensure!(waits.to_string().contains("finish by itself"), "{waits}");
+    ensure!(
+        asked.elapsed() < std::time::Duration::from_secs(6),
+        "told soon"
+    );
+    // What was promised is kept by the next daemon too.
+    a.kill()?;
+    a.restart()?;
+    ensure!(fs::read_to_string(mount.join("away"))? == "2");
     ensure!(fs::read_to_string(mount.join("before"))? == "1");
     a.json(&["checkpoint", "vm"])?;
     a.fails(6, &["release", "vm"])?;
@@ -219,6 +330,8 @@ fn work_goes_on_and_is_committed_while_the_home_was_away() -> Result<()> {
         let images = a.json(&["ls"])?;
         Ok((images["seq"] == 2 && images["lease"].is_null()).then_some(()))
     })?;
+    let log = a.json(&["log", "vm"])?;
+    ensure!(log[0]["message"] == "while away", "{log}");
     let mount = a.checkout("vm", &[])?;
     ensure!(fs::read_to_string(mount.join("away"))? == "2");
     Ok(())

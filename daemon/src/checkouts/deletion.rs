@@ -1,0 +1,84 @@
+//! What becomes of checkouts whose image is deleted: refused where it can be, and nothing is lost where not.
+
+use img_lease::holder::Event as LeaseEvent;
+use img_types::ImageId;
+
+use super::{Checkout, Checkouts, Shared, lock};
+use crate::error::{ApiError, Kind};
+use crate::images::Image;
+
+impl Checkouts {
+    /// Refuses to delete an image while it is checked out here.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn refuse_deletion(&self, image: &Image) -> Result<(), ApiError> {
+        let mut of_image = self.shared.of_image(image.row.image);
+        // The one with the most to lose is named.
+        of_image.sort_by_key(|checkout| !checkout.is_changed());
+        let Some(checkout) = of_image.first() else {
+            return Ok(());
+        };
+        let (name, dir) = (image.name(), checkout.dir.display());
+        let (changes, first) = if checkout.is_changed() {
+            (", with changes that are not home", "Commit and release")
+        } else {
+            ("", "Release")
+        };
+        Err(ApiError::new(
+            Kind::CheckedOut,
+            format!("{name} is checked out on this device at {dir}{changes}. It was not deleted."),
+            format!(
+                "{first} it before: `imgctl release {dir}`; `imgctl export {name} DEST` keeps a copy of what is home. `imgctl delete {name} --force` deletes it all the same: what is checked out stays, as an orphan."
+            ),
+        )
+        .with("dir", dir.to_string()))
+    }
+
+    /// An image has been deleted: whatever is checked out of it here goes on as an orphan, with all its work.
+    pub async fn image_deleted(&self, image: ImageId) {
+        for checkout in self.shared.of_image(image) {
+            self.shared.orphan(&checkout).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Notices which of these checkouts are of images that the home does not list any more. They were open
+    /// before it was asked for the list.
+    pub(super) async fn notice_deletions(
+        &self,
+        checkouts: &[std::sync::Arc<Checkout>],
+        images: &[Image],
+    ) {
+        for checkout in checkouts {
+            let listed = |image: &Image| image.row.image == checkout.image;
+            if !images.iter().any(listed) {
+                self.orphan(checkout).await;
+            }
+        }
+    }
+
+    /// Whether an image is known to have been deleted.
+    pub(super) fn is_gone(&self, image: ImageId) -> bool {
+        lock(&self.gone).contains(&image)
+    }
+
+    /// The home has no such image any more.
+    pub(super) fn saw_no_more(&self, image: ImageId) {
+        lock(&self.gone).insert(image);
+    }
+
+    async fn orphan(&self, checkout: &Checkout) {
+        self.saw_no_more(checkout.image);
+        let holder = self.keeper.holder(checkout.id);
+        let Some(token) = holder.and_then(|holder| holder.token()) else {
+            return;
+        };
+        let stale = LeaseEvent::TokenStale { token, rival: None };
+        if let Err(error) = self.keeper.apply(checkout.id, stale).await {
+            // The next renewal or commit finds out.
+            tracing::warn!(checkout = %checkout.id.short(), %error, "an orphan could not be written down");
+        }
+    }
+}
