@@ -6,20 +6,25 @@
 //! An image that is leased to a checkout which is of another image is a branch with the checkout's work, made by
 //! a thief or by this device just before its daemon ended; or what the checkout left behind when it branched.
 
+use std::sync::Arc;
+
 use img_lease::Terms;
-use img_lease::holder::{Event as LeaseEvent, Granted, Holder, Moment};
+use img_lease::holder::{Event as LeaseEvent, Granted, Holder, Kind as LeaseKind, Moment};
 use img_proto::LeaseRow;
 use img_types::{CheckoutId, Epoch, Seq, Token};
 
 use super::branching::Onward;
+use super::stealing::NAMES_TRIED_MAX;
 use super::worker::Command;
-use super::{Checkout, Shared, work};
+use super::{Checkout, CommitRequest, Shared, lock, work};
+use crate::error::Kind;
 use crate::images::Image;
 use crate::keeper::luck;
 
 impl Shared {
     /// Compares the list with what the checkouts believe; `asked` is when it was asked for.
-    pub(super) async fn notice_rivals(&self, images: &[Image], asked: Moment) {
+    pub(super) async fn notice_rivals(self: &Arc<Self>, images: &[Image], asked: Moment) {
+        self.leave_closed(images).await;
         for checkout in self.list() {
             let Some(holder) = self.keeper.holder(checkout.id) else {
                 continue;
@@ -43,6 +48,7 @@ impl Shared {
             }
             if !goes_on {
                 self.notice_rival(images, &holder).await;
+                self.search_lost_branch(images, &checkout).await;
             }
         }
     }
@@ -114,6 +120,89 @@ impl Shared {
         let checkout: CheckoutId = holder.checkout();
         if let Err(error) = self.keeper.apply(checkout, event).await {
             tracing::warn!(checkout = %checkout.short(), %error, "a lost lease could not be written down");
+        }
+    }
+
+    /// Gives back branches that keep the work of checkouts which have ended here meanwhile.
+    async fn leave_closed(&self, images: &[Image]) {
+        let kept = images.iter().filter_map(|image| {
+            let lease = image.row.lease.as_ref()?;
+            let first = image.head.as_ref()?.record();
+            let by_thief = first.seq == Seq(0) && first.device != self.home.device();
+            let own = lease.device == self.home.device() && first.checkout == lease.checkout;
+            (by_thief && own).then_some((image, lease))
+        });
+        let kept: Vec<_> = kept.collect();
+        if kept.is_empty() {
+            return;
+        }
+        let Ok(rows) = self.state.with(|db| db.checkouts()).await else {
+            return;
+        };
+        for (image, lease) in kept {
+            if !rows.iter().any(|row| row.checkout == lease.checkout) {
+                self.leave(image, lease).await;
+            }
+        }
+    }
+
+    /// An orphan whose branch was taken by others before it was back: the rest becomes a branch of its own.
+    async fn search_lost_branch(self: &Arc<Self>, images: &[Image], checkout: &Arc<Checkout>) {
+        let holder = self.keeper.holder(checkout.id);
+        let Some(holder) = holder.filter(|holder| holder.kind() == LeaseKind::Orphan) else {
+            return;
+        };
+        for image in images {
+            let new = lock(&self.searched).insert((checkout.id, image.row.image));
+            if !new || image.row.image == holder.image() || image.row.epoch <= Epoch(1) {
+                continue;
+            }
+            let first = match self.images.first_commit(image).await {
+                Ok(first) => first,
+                Err(error) => {
+                    tracing::debug!(%error, "a lost branch is searched again");
+                    lock(&self.searched).remove(&(checkout.id, image.row.image));
+                    continue;
+                }
+            };
+            let first = first.record();
+            let of_holder = first
+                .parent
+                .is_some_and(|parent| parent.image == holder.image());
+            if of_holder && first.checkout == checkout.id && first.device != self.home.device() {
+                let (shared, checkout) = (Arc::clone(self), Arc::clone(checkout));
+                let stem = image.name().to_string();
+                tokio::spawn(async move { shared.save_the_rest(&checkout, &stem).await });
+                return;
+            }
+        }
+    }
+
+    async fn save_the_rest(&self, checkout: &Checkout, stem: &str) {
+        for _ in 0..NAMES_TRIED_MAX {
+            let name = match self.free_name(stem).await {
+                Ok(name) => name,
+                Err(error) => {
+                    tracing::warn!(%error, "an orphan's work is not saved as a branch");
+                    return;
+                }
+            };
+            let request = CommitRequest {
+                message: format!("What was here when {stem} had gone to somebody else"),
+                branch: Some(name.to_string()),
+                ..CommitRequest::default()
+            };
+            match checkout.commit(request, true).await {
+                Ok(_) => {
+                    tracing::info!(checkout = %checkout.id.short(), name = %name, "an orphan's work is saved");
+                    return;
+                }
+                Err(error) if error.kind == Kind::NameTaken => {}
+                Err(error) => {
+                    tracing::warn!(%error, "an orphan's work is not saved as a branch");
+                    return;
+                }
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use img_types::{CheckoutId, ImageId, ImageName};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Checkout, Checkouts, OpenRequest};
+use super::{Checkout, Checkouts, OpenRequest, Shared};
 use crate::branch::{BranchDraft, NewBranch, free_name};
 use crate::commits::RecordError;
 use crate::error::{ApiError, Kind};
@@ -162,7 +162,7 @@ impl Checkouts {
                     BranchChoice::Named(name) => name.clone(),
                     BranchChoice::Free => {
                         let stem = format!("{}-{loser}", image.name());
-                        self.free_name(&stem).await?
+                        shared.free_name(&stem).await?
                     }
                 };
                 let branch = self.keep_work(image, lease, staged, &name, &request.reason);
@@ -176,15 +176,6 @@ impl Checkouts {
             reason: reason.map_err(ApiError::failed)?,
             branch,
         })
-    }
-
-    /// A name that no image has.
-    pub(super) async fn free_name(&self, stem: &str) -> Result<ImageName, ApiError> {
-        let listing = self.shared.images.list().await?;
-        let taken = listing.images.iter().map(|image| image.name().as_str());
-        let taken: BTreeSet<&str> = taken.collect();
-        free_name(stem, &taken)
-            .ok_or_else(|| ApiError::usage(format!("No image can be called {stem}.")))
     }
 
     /// The branch that keeps the loser's work: what it has staged, else the commit that it stands on.
@@ -260,6 +251,17 @@ impl Checkouts {
     }
 }
 
+impl Shared {
+    /// A name that no image has.
+    pub(super) async fn free_name(&self, stem: &str) -> Result<ImageName, ApiError> {
+        let listing = self.images.list().await?;
+        let taken = listing.images.iter().map(|image| image.name().as_str());
+        let taken: BTreeSet<&str> = taken.collect();
+        free_name(stem, &taken)
+            .ok_or_else(|| ApiError::usage(format!("No image can be called {stem}.")))
+    }
+}
+
 /// The record that a checkout has staged.
 fn staged_by(image: &Image, checkout: CheckoutId) -> Option<&StagedRow> {
     let mut staged = image.row.staged.iter();
@@ -302,4 +304,4 @@ fn nobody(name: &ImageName) -> ApiError {
 /// Purpose of a steal's sealed reason.
 const REASON_PURPOSE: &str = "steal reason";
 /// How often another free name is tried when somebody was faster.
-const NAMES_TRIED_MAX: u32 = 5;
+pub(super) const NAMES_TRIED_MAX: u32 = 5;

@@ -3,7 +3,7 @@
 use img_proto::{Answer, Call, LeaseTerms, StagedRow};
 use img_records::Parent;
 use img_types::limits::LEASE_TTL_DEFAULT;
-use img_types::{CheckoutId, ImageName, LeaseMode, Token};
+use img_types::{CheckoutId, ImageName, LeaseMode, Seq, Token};
 use serde_json::{Value as Json, json};
 
 use super::{CommitSpec, Image, Images, unverified};
@@ -84,6 +84,37 @@ impl Images {
         let parent = staged.record().parent;
         let parent = parent.filter(|parent| parent.image == image.row.image);
         parent.ok_or_else(|| unverified(&RecordError::Misplaced))
+    }
+
+    /// The first commit of an image.
+    ///
+    /// # Errors
+    /// It does not verify, or the home is away.
+    pub async fn first_commit(&self, image: &Image) -> Result<OpenCommit, ApiError> {
+        if let Some(head) = image
+            .head
+            .as_ref()
+            .filter(|head| head.record().seq == Seq(0))
+        {
+            return Ok(head.clone());
+        }
+        let name = image.name().as_str();
+        let call = Call::Log {
+            image: image.row.image,
+            before: Some(Seq(1)),
+            limit: 1,
+        };
+        let answer = self.home.ask(call).await;
+        let answer = answer.map_err(|error| self.explain(&error, name))?;
+        let first = match answer {
+            Answer::Log { commits, .. } => commits.into_iter().next(),
+            _ => None,
+        };
+        let Some((commit, receipt)) = first else {
+            return Err(self.explain(&CallError::Protocol("no first commit"), name));
+        };
+        let opened = self.open_with_receipt(image, &commit, &receipt);
+        opened.map_err(|error| unverified(&error))
     }
 
     /// The state that a person names, and the commit at which a branch of it leaves.

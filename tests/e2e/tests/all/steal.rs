@@ -344,3 +344,211 @@ fn a_read_only_checkout_commits_late_or_branches() -> Result<()> {
     ensure!(branch.join("later").exists() && !branch.join("newer").exists());
     Ok(())
 }
+
+#[test]
+fn the_rest_of_a_branch_that_was_taken_too_becomes_another() -> Result<()> {
+    let (_world, mut laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("staged"), "at home")?;
+    stage(&laptop, "vm")?;
+    fs::write(mount.join("rest"), "only here")?;
+    fs::File::open(mount.join("rest"))?.sync_all()?;
+    laptop.kill()?;
+    desktop.json(&["steal", "vm", "--branch=kept"])?;
+    desktop.json(&["steal", "kept"])?;
+    fs::write(desktop.work().join("kept/theirs"), "2")?;
+    desktop.json(&["commit", "kept"])?;
+    laptop.restart()?;
+    e2e::wait_for("the rest to become a branch", || {
+        let status = laptop.json(&["status"])?;
+        Ok((status["name"] == "kept-2" && status["state"] == "leased").then_some(()))
+    })?;
+    laptop.json(&["release", "kept-2"])?;
+    let rest = desktop.checkout("kept-2", &[])?;
+    ensure!(fs::read_to_string(rest.join("staged"))? == "at home");
+    ensure!(fs::read_to_string(rest.join("rest"))? == "only here");
+    ensure!(!rest.join("theirs").exists());
+    Ok(())
+}
+
+#[test]
+fn an_orphan_is_adopted_while_nothing_was_committed_since() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("mine"), "1")?;
+    let events = events(&laptop)?;
+    desktop.json(&["steal", "vm"])?;
+    told(&events, "orphan")?;
+    laptop.fails(4, &["commit", "vm", "--adopt-orphan"])?;
+    desktop.json(&["release", "vm"])?;
+    laptop.fails(5, &["commit", "vm"])?;
+    let committed = laptop.json(&["commit", "vm", "--adopt-orphan"])?;
+    ensure!(committed["seq"] == 2, "{committed}");
+    ensure!(laptop.status("vm")?["state"] == "leased");
+
+    // And dropped, if that is what its owner wants; the next checkout is the head.
+    desktop.json(&["steal", "vm"])?;
+    told(&events, "orphan")?;
+    fs::write(mount.join("dropped"), "2")?;
+    laptop.json(&["release", "vm", "--discard"])?;
+    ensure!(!mount.join("mine").exists());
+    ensure!(desktop.work().join("vm/mine").exists());
+    Ok(())
+}
+
+#[test]
+fn a_staged_checkpoint_is_branched_and_a_commit_does_not_wait_for_it() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("staged"), "at home")?;
+    let staged = stage(&laptop, "vm")?;
+    fs::write(mount.join("later"), "here")?;
+    let branched = desktop.json(&["branch", "vm", "try", "--at", &staged[..12]])?;
+    let head = laptop.json(&["log", "vm", "--limit", "2"])?;
+    let head = head
+        .as_array()
+        .and_then(|log| log.iter().find(|commit| commit["home"] == true));
+    ensure!(
+        head.is_some_and(|head| head["commit"] == branched["parent"]),
+        "{branched}"
+    );
+    let branch = desktop.checkout("try", &[])?;
+    ensure!(fs::read_to_string(branch.join("staged"))? == "at home");
+    ensure!(!branch.join("later").exists());
+
+    let mut content = vec![0; 8 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    fs::write(mount.join("large"), content)?;
+    laptop.json(&["checkpoint", "vm"])?;
+    fs::write(mount.join("small"), "3")?;
+    laptop.json(&["commit", "vm"])?;
+    let status = laptop.status("vm")?;
+    ensure!(
+        status["staged"].is_null() && status["changed"] == false,
+        "{status}"
+    );
+    Ok(())
+}
+
+/// A moment between nothing and what a steal takes, different for each round.
+fn moment(round: u32) -> Duration {
+    let hash = blake3::hash(&round.to_le_bytes());
+    Duration::from_millis(u64::from(hash.as_bytes()[0]) / 2)
+}
+
+#[test]
+fn whoever_is_killed_while_it_saves_its_work_has_saved_it() -> Result<()> {
+    let (_world, mut laptop, desktop) = held()?;
+    let events = events(&laptop)?;
+    desktop.json(&["steal", "vm"])?;
+    told(&events, "orphan")?;
+    drop(events);
+    let mount = laptop.work().join("vm");
+    for round in 0..8 {
+        let name = format!("save-{round}");
+        fs::write(mount.join(&name), "kept")?;
+        fs::File::open(mount.join(&name))?.sync_all()?;
+        let dir = mount.to_str().context("a path in UTF-8")?;
+        std::thread::scope(|scope| {
+            let save = scope.spawn(|| laptop.imgctl(&["commit", dir, "--branch", &name]));
+            std::thread::sleep(moment(round));
+            let pid = i32::try_from(laptop.process_id()?)?;
+            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            save.join().expect("no panic")?;
+            Ok::<_, anyhow::Error>(())
+        })?;
+        laptop.kill()?;
+        laptop.restart()?;
+        e2e::wait_for("the work to be saved", || {
+            let status = laptop.status(dir)?;
+            if status["name"] != name.as_str() {
+                // Asked again as a person would; the daemon may be faster.
+                laptop.imgctl(&["commit", dir, "--branch", &name])?;
+                return Ok(None);
+            }
+            Ok((status["state"] == "leased").then_some(()))
+        })?;
+        ensure!(fs::read_to_string(mount.join(&name))? == "kept");
+        laptop.json(&["commit", dir])?;
+    }
+    // Each branch was left for the next one, and its lease with it.
+    e2e::wait_for("the leases to be given back", || {
+        let leases = laptop.json(&["leases"])?;
+        let all = match &leases {
+            Value::Array(all) => all.clone(),
+            one => vec![one.clone()],
+        };
+        let own = all.iter().filter(|lease| lease["device"] == "laptop");
+        Ok((own.count() == 1).then_some(()))
+    })?;
+    let copy = desktop.checkout("save-7", &["--read-only"])?;
+    for round in 0..8 {
+        ensure!(fs::read_to_string(copy.join(format!("save-{round}")))? == "kept");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_thief_that_is_killed_leaves_everything_with_somebody() -> Result<()> {
+    let (_world, laptop, mut desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    for round in 0..8 {
+        let name = format!("round-{round}");
+        fs::write(mount.join(&name), "kept")?;
+        let image = laptop.json(&["status"])?["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let branch = format!("--branch={name}");
+        std::thread::scope(|scope| {
+            let steal = scope.spawn(|| desktop.imgctl(&["steal", &image, &branch]));
+            std::thread::sleep(moment(round));
+            let pid = i32::try_from(desktop.process_id()?)?;
+            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            steal.join().expect("no panic")?;
+            Ok::<_, anyhow::Error>(())
+        })?;
+        desktop.kill()?;
+        desktop.restart()?;
+        let was_stolen = e2e::wait_for("the desktop to know what it has", || {
+            let images = desktop.json(&["ls"])?;
+            let images = images
+                .as_array()
+                .cloned()
+                .unwrap_or_else(|| vec![images.clone()]);
+            if images.iter().any(|image| image["stale"] == true) {
+                return Ok(None);
+            }
+            let branched = images.iter().any(|image| image["name"] == name.as_str());
+            let here = desktop.imgctl(&["status", &image])?.ok();
+            let lease = images.iter().find(|row| row["name"] == image.as_str());
+            let holder = lease.map(|row| row["lease"]["device"].clone());
+            Ok(match (branched, holder.as_ref().and_then(Value::as_str)) {
+                (true, Some("desktop")) if here => Some(true),
+                (true, None) if !here => Some(true),
+                (false, Some("laptop")) => Some(false),
+                _ => None,
+            })
+        })?;
+        let own = if was_stolen { &name } else { &image };
+        e2e::wait_for("the laptop to go on", || {
+            let status = laptop.json(&["status"])?;
+            Ok((status["name"] == own.as_str() && status["state"] == "leased").then_some(()))
+        })?;
+        if desktop.imgctl(&["status", &image])?.ok() {
+            desktop.json(&["release", &image])?;
+        }
+    }
+    let own = laptop.json(&["status"])?["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    laptop.json(&["release", &own])?;
+    let copy = desktop.checkout(&own, &["--read-only"])?;
+    for round in 0..8 {
+        ensure!(fs::read_to_string(copy.join(format!("round-{round}")))? == "kept");
+    }
+    Ok(())
+}
