@@ -20,6 +20,7 @@ pub mod images;
 pub mod import;
 pub mod journal;
 pub mod keeper;
+pub mod memory;
 pub mod mount;
 pub mod objects;
 pub mod seal;

@@ -30,6 +30,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    imgd::memory::use_few_arenas();
     let arguments = Arguments::parse();
     let logged = if arguments.log {
         arguments.state_dir().and_then(|dir| log::to_folder(&dir))
