@@ -36,7 +36,7 @@ use crate::Terms;
 pub use term::{BootId, Moment, Term};
 
 /// What one checkout knows about its lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     image: ImageId,
     checkout: CheckoutId,
@@ -47,7 +47,7 @@ pub struct Holder {
 }
 
 /// Where a checkout stands with its lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Holds the lease.
@@ -66,7 +66,7 @@ pub enum State {
 }
 
 /// A token and how long it may be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tenure {
     /// The fencing token.
     pub token: Token,
@@ -81,7 +81,7 @@ pub struct Tenure {
 }
 
 /// A renewal that was sent and is not answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Renewal {
     /// Under which request id it is repeated.
     pub request: RequestId,
@@ -94,7 +94,7 @@ pub struct Renewal {
 }
 
 /// The state to which a checkout returns when it gives back a lease taken for a late commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Before {
     /// It was an orphan.

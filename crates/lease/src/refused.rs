@@ -5,7 +5,7 @@ use img_types::{CommitId, DeviceId, Epoch, LeaseMode, LogPosition};
 use crate::Lease;
 
 /// A refused call changed nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refused {
     /// The device is not on the roster (any more).
     #[error("this device is not on the roster")]

@@ -18,6 +18,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use img_lease::grantor::{self, Grace, History};
 use img_lease::{Caller, Daemon, Effect, ImageState, Pin, Proposal};
 use img_records::{LogEntry, LogKind};
+use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{
     CheckoutId, CommitId, DaemonNonce, DeviceId, Epoch, ImageId, Incarnation, LogPosition, NameTag,
     RequestId, WallMillis,
@@ -172,6 +173,12 @@ impl ModelHome {
         self.uptime_ms = 0;
     }
 
+    /// Lets a restart's grace end, and no deadline come: what is due then comes with the next tick.
+    pub fn end_grace(&mut self) {
+        let grace_ms = u64::try_from(LEASE_TTL_DEFAULT.as_millis()).unwrap_or(u64::MAX);
+        self.uptime_ms = self.uptime_ms.max(grace_ms);
+    }
+
     /// The home that an operator makes of this state as a backup, under a new incarnation.
     #[must_use]
     pub fn restored(&self, incarnation: Incarnation) -> Self {
@@ -216,6 +223,12 @@ impl ModelHome {
     /// A commit that is in history.
     pub fn commit(&self, commit: CommitId) -> Option<&CommitRow> {
         self.commits.get(&commit)
+    }
+
+    /// Whether commits have been given back to this home.
+    pub fn has_readmitted(&self) -> bool {
+        let mut log = self.log.iter();
+        log.any(|row| row.entry.kind == LogKind::Readmit)
     }
 
     /// Pins that hold.

@@ -11,7 +11,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::shell;
 
 /// Each crate of the workspace and the crates of the workspace that it may import.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("img-types", &[]),
     ("img-proto", &["img-types"]),
     ("img-lease", &["img-types"]),
@@ -50,6 +50,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     (TESTKIT, &["img-types", "img-lease", "img-records"]),
     ("e2e", &[]),
     ("bench", &["e2e"]),
+    ("model", &["img-types", "img-lease", "img-testkit"]),
     ("xtask", &[]),
 ];
 

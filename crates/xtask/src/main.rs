@@ -6,6 +6,7 @@ mod arrows;
 mod bench;
 mod checks;
 mod demo;
+mod model;
 mod needs;
 mod shell;
 
@@ -29,12 +30,17 @@ enum Task {
         /// The folder to import; several hundred megabytes of this system by default
         path: Option<PathBuf>,
     },
-    /// Measure this project beside a peer: import, checkout or commit; --help for more
+    /// Measure this project beside a peer: import, checkout, commit, leases or lease-rate; --help for more
     #[command(disable_help_flag = true)]
     Bench {
         /// What the benchmark takes
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Explore the lease rules in full; minutes and some gigabytes of memory
+    Model {
+        /// Only explorations and mutants whose name contains one of these words
+        words: Vec<String>,
     },
     /// Run everything that must pass before a push: `check`, all tests and the doc tests
     Test,
@@ -48,6 +54,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Demo { path } => demo::run(path.as_deref()),
         Task::Bench { args } => bench::run(&args),
+        Task::Model { words } => model::run(&words),
         Task::Test => checks::test(),
         Task::Check => checks::check(),
         Task::Arrows => arrows::check(),

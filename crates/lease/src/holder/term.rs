@@ -28,7 +28,7 @@ pub struct Moment {
 /// It counts from when the call was *sent*, so that it ends before the home's deadline, which counts
 /// from the call's receipt: `t_send + ttl · (1 − 1/250) − 2 s`. A 250th covers two clocks that drift
 /// apart by up to 0.4 %, the two seconds cover rounding and the home's own delay in noticing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Term {
     sent: Moment,
     usable_ms: u64,

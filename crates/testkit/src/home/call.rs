@@ -152,7 +152,7 @@ pub enum Answer {
 }
 
 /// Why a call was refused; it changed nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
     /// The rules refuse it.
     #[error(transparent)]
