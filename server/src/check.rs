@@ -152,7 +152,16 @@ pub async fn check(places: &Places) -> Result<Findings, CheckError> {
     let mut findings = Findings::default();
     let checked = async {
         check_packs(&home, &mut findings).await?;
-        check_objects(&home, &mut findings).await?;
+        if check_objects(&home, &mut findings).await? {
+            // Nodes may have been looked at before what they name was found damaged.
+            let mut again = Findings::default();
+            check_objects(&home, &mut again).await?;
+            for problem in again.problems {
+                if !findings.problems.contains(&problem) {
+                    findings.problem(problem);
+                }
+            }
+        }
         check_log(&home, &mut findings).await?;
         check_commits(&home, &mut findings).await
     };
@@ -172,9 +181,10 @@ async fn check_packs(home: &Home, findings: &mut Findings) -> Result<(), CheckEr
     Ok(())
 }
 
-/// Every object's bytes have its id, and complete ones have all their children.
-async fn check_objects(home: &Home, findings: &mut Findings) -> Result<(), CheckError> {
+/// Every object's bytes have its id, and complete ones have all their children; says whether some are damaged.
+async fn check_objects(home: &Home, findings: &mut Findings) -> Result<bool, CheckError> {
     let mut after = 0;
+    let mut damaged = false;
     loop {
         let mut connection = home.db.reads().acquire().await?;
         let step = sqlx::query(
@@ -190,7 +200,7 @@ async fn check_objects(home: &Home, findings: &mut Findings) -> Result<(), Check
             objects.insert(row.id(1, ObjectId::from_bytes)?, row.number(2)? == 0);
         }
         if objects.is_empty() {
-            return Ok(());
+            return Ok(damaged);
         }
         let ids: Vec<ObjectId> = objects.keys().copied().collect();
         let located = rows::locate(&mut connection, &ids).await?;
@@ -206,6 +216,7 @@ async fn check_objects(home: &Home, findings: &mut Findings) -> Result<(), Check
                     continue;
                 }
                 Ok(Read::Damaged) => {
+                    damaged = true;
                     findings.problem(format!(
                         "object {id} is damaged and counts as absent from now on; \
                          a device that has it sends it again"
