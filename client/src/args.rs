@@ -99,6 +99,10 @@ pub(crate) enum Command {
         /// Keep the lease that a late commit took
         #[arg(long)]
         keep: bool,
+        /// Save this state as a new image, on which the checkout goes on
+        #[arg(long, value_name = "NEW", value_parser = values::image,
+            conflicts_with_all = ["adopt_orphan", "take_over", "keep"])]
+        branch: Option<ImageName>,
         /// Return after the checkpoint; the rest goes on by itself
         #[arg(long)]
         no_wait: bool,
@@ -112,6 +116,20 @@ pub(crate) enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// Make a new image that starts from a commit of another; nothing is copied
+    Branch {
+        /// The image
+        #[arg(value_parser = values::image)]
+        name: ImageName,
+        /// The new image's name
+        #[arg(value_parser = values::image)]
+        new: ImageName,
+        /// Start from this commit or staged checkpoint instead of the head
+        #[arg(long, value_name = "COMMIT", value_parser = values::commit)]
+        at: Option<String>,
+    },
+    /// Take an image over from whoever holds it, and mount it here
+    Steal(StealArgs),
     /// Fetch all of a checkout, to work where there is no network
     Hydrate {
         /// The checkout, by name or folder
@@ -230,6 +248,22 @@ pub(crate) struct CheckoutArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StealArgs {
+    /// The image
+    #[arg(value_parser = values::image)]
+    pub(crate) name: ImageName,
+    /// Where to mount it; a folder of the image's name here by default
+    pub(crate) dir: Option<PathBuf>,
+    /// Keep what the holder has as a new image, on which it goes on; named after the holder by default
+    #[arg(long, value_name = "NEW", num_args = 0..=1, require_equals = true, default_missing_value = "",
+        value_parser = values::new_branch)]
+    pub(crate) branch: Option<String>,
+    /// Why, for the holder to read
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// The image
     #[arg(value_parser = values::image)]
@@ -316,7 +350,7 @@ mod tests {
             &["imgctl", "rename", "vm", ""],
             &["imgctl", "cache", "--limit", "20 apples"],
             &["imgctl", "join", "imgctl-invite-x", "--name", "my laptop"],
-            &["imgctl", "steal", "vm"],
+            &["imgctl", "steal", "vm", "--branch=a/b"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }
@@ -325,5 +359,13 @@ mod tests {
             panic!("a checkout");
         };
         assert_eq!(args.lease, Some(Duration::from_secs(600)));
+        for (word, branch) in [("--branch", ""), ("--branch=mine", "mine")] {
+            let cli = Cli::try_parse_from(["imgctl", "steal", "vm", word, "dir"]);
+            let Command::Steal(args) = cli.unwrap().command else {
+                panic!("a steal");
+            };
+            assert_eq!(args.branch.as_deref(), Some(branch));
+            assert_eq!(args.dir.as_deref(), Some(std::path::Path::new("dir")));
+        }
     }
 }

@@ -61,6 +61,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("cannot print: {error}")))
 }
 
+/// Tells a person something beside the answer.
+pub(crate) fn note(text: &str) {
+    // There is nobody to tell when it is closed.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Tells about a failure.
 pub(crate) fn failure(failure: &Failure, as_json: bool) {
     if as_json && failure.in_answer {

@@ -12,6 +12,14 @@ pub(crate) fn image(text: &str) -> Result<ImageName, String> {
     ImageName::parse(text).map_err(|error| error.to_string())
 }
 
+/// Parses the name of a branch to be; an empty one stands for a free one.
+pub(crate) fn new_branch(text: &str) -> Result<String, String> {
+    match text {
+        "" => Ok(String::new()),
+        name => image(name).map(|name| name.to_string()),
+    }
+}
+
 /// Parses a device's name.
 pub(crate) fn device(text: &str) -> Result<DeviceName, String> {
     DeviceName::parse(text).map_err(|error| error.to_string())
@@ -110,6 +118,11 @@ impl CheckoutRef {
         }
         path
     }
+}
+
+/// The path of the resource of the checkout in a folder.
+pub(crate) fn folder_resource(dir: &str) -> String {
+    format!("/v1/checkouts/{}", percent_encode(dir))
 }
 
 /// The path of an image's resource.

@@ -4,13 +4,16 @@
 //! [`crate::keeper`], files to [`crate::tree`], mounts to [`crate::mount`]; here is decided what happens to them,
 //! in which order. `docs/architecture.md` describes the paths, the design of leases the order of durable writes.
 
+mod branching;
 mod deletion;
 mod hydrate;
 mod metadata;
 mod opening;
 mod processes;
 mod recovery;
+mod rivals;
 mod status;
+mod stealing;
 mod work;
 mod worker;
 
@@ -35,6 +38,7 @@ use crate::stream::Uploader;
 use crate::tree::Tree;
 
 pub use crate::state::CommitRequest;
+pub use stealing::{BranchChoice, StealRequest};
 
 use hydrate::Hydration;
 use status::View;
@@ -62,6 +66,8 @@ struct Shared {
     seen: Mutex<BTreeMap<ImageId, Seen>>,
     /// Images that were checked out here when the home had them no more.
     gone: Mutex<BTreeSet<ImageId>>,
+    /// Where a branch that keeps an orphan's work has been looked for.
+    searched: Mutex<BTreeSet<(CheckoutId, ImageId)>>,
 }
 
 /// What was last seen of an image.
@@ -251,6 +257,11 @@ impl Checkouts {
         awaited || holder.is_some_and(|holder| holder.token() == Some(token))
     }
 
+    /// Whether a checkout is open here.
+    pub fn has(&self, checkout: CheckoutId) -> bool {
+        lock(&self.shared.open).contains_key(&checkout)
+    }
+
     /// The home answers again.
     pub fn home_is_back(&self) {
         if !lock(&self.shared.open).is_empty() {
@@ -277,9 +288,11 @@ impl Checkouts {
     fn refresh_heads(&self) {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
+            let asked = shared.clock.now();
             let open = shared.list();
             match shared.images.list().await {
                 Ok(listing) if !listing.stale => {
+                    shared.notice_rivals(&listing.images, asked).await;
                     shared.notice_deletions(&open, &listing.images).await;
                     for image in listing.images {
                         if let Some(head) = image.head_id() {
@@ -301,7 +314,7 @@ impl Shared {
 
     fn of_image(&self, image: ImageId) -> Vec<Arc<Checkout>> {
         let open = lock(&self.open);
-        let of_image = open.values().filter(|checkout| checkout.image == image);
+        let of_image = open.values().filter(|checkout| checkout.image() == image);
         of_image.cloned().collect()
     }
 
@@ -336,6 +349,7 @@ impl Shared {
             name: checkout.name(),
             dir: checkout.dir.display().to_string(),
             state,
+            rival: None,
         });
     }
 }
@@ -404,9 +418,15 @@ impl Checkout {
         self.ask(|done| Command::Mount { done }).await?
     }
 
+    /// The image that it is of: it may have gone on as a branch since it was opened.
+    fn image(&self) -> ImageId {
+        let holder = self.shared.keeper.holder(self.id);
+        holder.map_or(self.image, |holder| holder.image())
+    }
+
     /// The image's name: it may have been renamed since the checkout was opened.
     fn name(&self) -> String {
-        let seen = self.shared.name(self.image);
+        let seen = self.shared.name(self.image());
         seen.unwrap_or_else(|| self.name.clone())
     }
 

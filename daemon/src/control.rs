@@ -10,6 +10,7 @@ mod doctor;
 mod events;
 mod images;
 mod socket;
+mod steal;
 mod stream;
 
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/images/{name}/rename", post(images::rename))
         .route("/v1/images/{name}/log", get(images::log))
         .route("/v1/images/{name}/export", post(images::export))
+        .route("/v1/images/{name}/branch", post(steal::branch))
+        .route("/v1/images/{name}/steal", post(steal::steal))
         .route("/v1/leases", get(images::leases))
         .route("/v1/checkouts", get(checkouts::list).post(checkouts::open))
         .route("/v1/checkouts/{checkout}", get(checkouts::status))

@@ -211,7 +211,7 @@ impl ApiError {
                         "{who} has taken over {image}: this checkout is orphaned. Its work is kept here."
                     ),
                     format!(
-                        "Copy it out of its folder, or drop it with `imgctl release {image} --discard`."
+                        "Save it as a new image with `imgctl commit {image} --branch NEW`, or drop it with `imgctl release {image} --discard`."
                     ),
                 )
             }
@@ -221,7 +221,7 @@ impl ApiError {
                     "{image} has a newer commit than the one this checkout started from. Its work is kept here."
                 ),
                 format!(
-                    "Copy it out of its folder, or drop it with `imgctl release {image} --discard`."
+                    "Save it as a new image with `imgctl commit {image} --branch NEW`, or drop it with `imgctl release {image} --discard`."
                 ),
             ),
             Refusal::NotMember | Refusal::HelloFirst => Self::new(

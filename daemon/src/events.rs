@@ -29,6 +29,8 @@ pub enum Event {
         dir: String,
         /// The state's word, or `closed`.
         state: &'static str,
+        /// The device that has taken the image over, where one has.
+        rival: Option<String>,
     },
     /// Work on a checkout went on.
     Progress {

@@ -151,6 +151,15 @@ impl Home {
     /// # Errors
     /// [`CallError`].
     pub async fn ask(&self, call: Call) -> Result<Answer, CallError> {
+        Ok(self.ask_at(call).await?.0)
+    }
+
+    /// Asks something that changes nothing; the answer comes with the home's standing, which is not newer than
+    /// what was read for it.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn ask_at(&self, call: Call) -> Result<(Answer, Option<Standing>), CallError> {
         self.send(Request { id: None, call }).await
     }
 
@@ -202,11 +211,11 @@ impl Home {
     /// # Errors
     /// [`CallError`].
     pub async fn repeat(&self, request: RequestId, call: Call) -> Result<Answer, CallError> {
-        self.send(Request {
+        let repeated = self.send(Request {
             id: Some(request),
             call,
-        })
-        .await
+        });
+        Ok(repeated.await?.0)
     }
 
     /// A new request id: the start of this daemon, then randomness.
@@ -360,7 +369,7 @@ impl Home {
         }
     }
 
-    async fn send(&self, request: Request) -> Result<Answer, CallError> {
+    async fn send(&self, request: Request) -> Result<(Answer, Option<Standing>), CallError> {
         if self.core.is_bad() {
             return Err(CallError::WentBack);
         }
@@ -376,7 +385,7 @@ impl Home {
                     busy += 1;
                     tokio::time::sleep(BUSY_PAUSE * busy).await;
                 }
-                outcome => return Ok(outcome?),
+                outcome => return Ok((outcome?, reply.at)),
             }
         }
     }

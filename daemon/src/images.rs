@@ -3,6 +3,7 @@
 //! Owns listing, naming, history and the resolution of what a person writes for a commit. It knows nothing of
 //! checkouts and mounts. Answers have the fields of `docs/control-api.md`.
 
+mod branch;
 mod create;
 mod export;
 mod history;

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use img_lease::Terms;
-use img_lease::holder::{Event, Forbidden, Holder, Kind, Moment, Renewal};
+use img_lease::holder::{Event, Forbidden, Holder, Kind, Moment, Renewal, State as HolderState};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_types::{CheckoutId, CommitId, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::enrol::device_name;
 use crate::events::{self, Events};
 use crate::home::{CallError, Home};
 use crate::state::{State, StateError};
@@ -533,6 +534,7 @@ impl Task {
                 name: kept.label.name.clone(),
                 dir: kept.label.dir.clone(),
                 state: word(kind),
+                rival: rival(&self.home, &kept.holder),
             });
         }
     }
@@ -545,6 +547,18 @@ impl Task {
                 .collect(),
         );
     }
+}
+
+/// The name of the device that has taken a checkout's image over.
+pub fn rival(home: &Home, holder: &Holder) -> Option<String> {
+    let HolderState::Orphan { rival: Some(rival) } = holder.state() else {
+        return None;
+    };
+    Some(device_name(
+        &home.objects().keyring(),
+        &home.roster(),
+        rival,
+    ))
 }
 
 /// Why a call to the home has to be made again.

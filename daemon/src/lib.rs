@@ -6,6 +6,7 @@
 pub mod acl;
 pub mod arena;
 pub mod block;
+pub mod branch;
 pub mod checkouts;
 pub mod commits;
 pub mod control;

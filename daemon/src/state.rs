@@ -11,6 +11,7 @@
 //!
 //! Everything here is 0700 or 0600. What a row means is its module's business; nothing here talks to the home.
 
+mod branches;
 mod checkouts;
 mod home;
 mod requests;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use img_types::CheckoutId;
 use rusqlite::Connection;
 
+pub use branches::BranchedRow;
 pub use checkouts::{
     CheckoutRow, CheckpointRow, ClosedCheckout, CommitRequest, PendingCommit, Stage,
 };

@@ -24,7 +24,14 @@ struct Commit {
     sent_bytes: u64,
     #[serde(default)]
     message: Option<String>,
+    #[serde(default)]
+    branch: Option<Branch>,
     unchanged: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Branch {
+    name: String,
 }
 
 /// Cuts a checkpoint.
@@ -77,7 +84,12 @@ fn render_checkpoint(cut: &Value) -> Result<String, serde_json::Error> {
 fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Error> {
     let commit = Commit::deserialize(commit)?;
     let id = show::short(&commit.commit);
-    let mut text = if commit.unchanged {
+    let mut text = if let Some(Branch { name }) = commit.branch {
+        format!(
+            "Saved as {name} ({id}), {} sent. This checkout goes on as {name}.",
+            show::bytes(commit.sent_bytes)
+        )
+    } else if commit.unchanged {
         format!("Nothing has changed since commit {} ({id}).", commit.seq)
     } else {
         format!(
@@ -117,6 +129,12 @@ mod tests {
         assert_eq!(
             render_commit(&commit, "").unwrap(),
             "Nothing has changed since commit 4 (ababababab)."
+        );
+        let branch = json!({"commit": id, "seq": 0, "sent_bytes": 10, "unchanged": false,
+            "branch": {"name": "mine"}});
+        assert_eq!(
+            render_commit(&branch, "").unwrap(),
+            "Saved as mine (ababababab), 10 B sent. This checkout goes on as mine."
         );
         let older = json!({"commit": id, "seq": 4, "sent_bytes": 0, "sealed_bytes": 0,
             "message": "one", "unchanged": false});

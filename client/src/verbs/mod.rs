@@ -1,5 +1,6 @@
 //! One module per verb, or per few that belong together.
 
+mod branch;
 mod cache;
 mod checkout;
 mod checkpoint;
@@ -13,6 +14,7 @@ mod leases;
 mod log;
 mod release;
 mod status;
+mod steal;
 
 use clap::CommandFactory;
 use serde_json::{Value, json};
@@ -70,6 +72,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rename { name, new } => images::rename(&session, &name, &new).await,
         Command::Delete { name, force } => images::delete(&session, &name, force).await,
         Command::Checkout(args) => checkout::checkout(&session, args).await,
+        Command::Branch { name, new, at } => branch::branch(&session, &name, &new, at).await,
+        Command::Steal(args) => steal::steal(&session, args).await,
         Command::Hydrate { checkout } => checkout::hydrate(&session, &checkout).await,
         Command::Status { checkout, watch } => {
             status::status(&session, checkout.as_ref(), watch).await
@@ -83,6 +87,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             adopt_orphan,
             take_over,
             keep,
+            branch,
             no_wait,
         } => {
             let body = json!({
@@ -90,6 +95,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
                 "adopt_orphan": adopt_orphan,
                 "take_over": take_over,
                 "keep": keep,
+                "branch": branch.map(|name| name.to_string()),
                 "wait": !no_wait,
             });
             checkpoint::commit(&session, &checkout, &body, no_wait).await

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Session;
 use crate::failure::Failure;
 use crate::show;
-use crate::values::CheckoutRef;
+use crate::values::{self, CheckoutRef};
 
 /// How often a watched status is asked for.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -22,6 +22,8 @@ struct Status {
     base: Option<String>,
     head: Option<String>,
     lease: Option<Lease>,
+    #[serde(default)]
+    rival: Option<String>,
     #[serde(default)]
     image_deleted: bool,
     dirty_bytes: u64,
@@ -54,10 +56,14 @@ pub(super) async fn status(
     checkout: Option<&CheckoutRef>,
     watch: bool,
 ) -> Result<(), Failure> {
-    let path = checkout.map_or("/v1/checkouts".to_owned(), CheckoutRef::resource);
+    let mut path = checkout.map_or("/v1/checkouts".to_owned(), CheckoutRef::resource);
     let mut shown = None;
     loop {
         let status = session.api.get(&path).await?;
+        // Its name may change: somebody renames the image, or takes it over and leaves a branch.
+        if let Some(dir) = status["dir"].as_str() {
+            path = values::folder_resource(dir);
+        }
         if shown.as_ref() != Some(&status) {
             session.output.answer(&status, render)?;
             shown = Some(status);
@@ -95,8 +101,11 @@ fn render_one(status: &Status) -> String {
                 ""
             }
         ),
-        None if status.image_deleted => format!("{}, its image has been deleted", status.state),
-        None => status.state.clone(),
+        None => match &status.rival {
+            Some(rival) => format!("{}, {rival} has taken it over", status.state),
+            None if status.image_deleted => format!("{}, its image has been deleted", status.state),
+            None => status.state.clone(),
+        },
     };
     line("state", state);
     if !status.mounted {
@@ -179,6 +188,15 @@ mod tests {
         assert!(text.contains("  durable local bbbbbbbbbb\n"));
         assert!(text.contains("streaming     1.00 KiB of 2.00 KiB"));
         assert!(!text.contains("problem") && !text.contains("head  "));
+        let mut lost = status.clone();
+        lost["state"] = json!("orphan");
+        lost["lease"] = Value::Null;
+        lost["rival"] = json!("desktop");
+        let text = render(&lost).unwrap();
+        assert!(
+            text.contains("state         orphan, desktop has taken it over\n"),
+            "{text}"
+        );
         assert!(
             render(&json!([]))
                 .unwrap()

@@ -14,7 +14,7 @@ use img_types::{CommitId, ImageId, ImageName, RequestId, Token};
 use super::Shared;
 use super::work::{self, CommitError, CommitJob, totals};
 use crate::branch::{BranchDraft, NewBranch};
-use crate::commits::{OpenCommit, OpenDescriptor};
+use crate::commits::{OpenCommit, OpenDescriptor, RecordError};
 use crate::error::ApiError;
 use crate::events::{Phase, Reporter};
 use crate::home::CallError;
@@ -55,10 +55,11 @@ impl CommitJob {
         let shared = &self.shared;
         let (files, logical_bytes) = totals(&shared.home, self.root).await?;
         let Some(base) = &self.base else {
-            return Err(CommitError::Forbidden(ApiError::usage(format!(
+            let error = ApiError::usage(format!(
                 "{} has no commit yet that a branch could leave from.",
                 self.name
-            ))));
+            ));
+            return Err(CommitError::Forbidden(Box::new(error)));
         };
         self.reporter.phase(Phase::Push, Some(self.sealed_bytes));
         let mut sent = self.stream().await?;
@@ -84,7 +85,8 @@ impl CommitJob {
         for _ in 0..ROUNDS_MAX {
             match self.ask(&branch).await {
                 Ok((granted, request)) => {
-                    let onward = Onward::of_own(shared, branch, granted)?;
+                    let onward = Onward::of_own(shared, branch, granted);
+                    let onward = onward.map_err(UploadError::from)?;
                     return Ok(Branched {
                         onward,
                         sent,
@@ -100,7 +102,7 @@ impl CommitJob {
                     let taken = shared
                         .home
                         .explain(&CallError::Refused(Refusal::NameTaken), name.as_str());
-                    return Err(CommitError::Forbidden(taken));
+                    return Err(CommitError::Forbidden(Box::new(taken)));
                 }
                 // The first commit names the branch: sent again, it is made once.
                 Err(CallError::Away) => wait_for_home(shared, &self.reporter).await,
@@ -141,14 +143,14 @@ impl CommitJob {
 }
 
 impl Onward {
-    fn of_own(shared: &Shared, branch: NewBranch, granted: Granted) -> Result<Self, CommitError> {
+    fn of_own(shared: &Shared, branch: NewBranch, granted: Granted) -> Result<Self, RecordError> {
         let descriptor = branch.descriptor.to_bytes();
         let image = branch.image();
         let opened = shared
             .home
             .trusted(|trust| trust.open_descriptor(image, &descriptor));
         Ok(Self {
-            descriptor: opened.map_err(UploadError::from)?,
+            descriptor: opened?,
             first: branch.first,
             granted,
         })

@@ -52,7 +52,7 @@ impl Shared {
         images: &[Image],
     ) {
         for checkout in checkouts {
-            let listed = |image: &Image| image.row.image == checkout.image;
+            let listed = |image: &Image| image.row.image == checkout.image();
             if !images.iter().any(listed) {
                 self.orphan(checkout).await;
             }
@@ -70,7 +70,7 @@ impl Shared {
     }
 
     async fn orphan(&self, checkout: &Checkout) {
-        self.saw_no_more(checkout.image);
+        self.saw_no_more(checkout.image());
         let holder = self.keeper.holder(checkout.id);
         let Some(token) = holder.and_then(|holder| holder.token()) else {
             return;

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::hydrate::Hydration;
+use super::stealing::Theft;
 use super::worker::{Beginning, Worker};
 use super::{
     Checkout, Checkouts, OpenRequest, Opening, OwnerChoice, Shared, lock, metadata, recovery,
@@ -36,7 +37,17 @@ impl Checkouts {
     /// The folder is in use, somebody else holds the lease, or the home is away.
     pub async fn open(
         &self,
+        request: OpenRequest,
+        reporter: &Reporter,
+    ) -> Result<Arc<Checkout>, ApiError> {
+        self.open_by(request, None, reporter).await
+    }
+
+    /// Checks an image out, by a theft if that is how its lease is to be had.
+    pub(super) async fn open_by(
+        &self,
         mut request: OpenRequest,
+        theft: Option<&Theft>,
         reporter: &Reporter,
     ) -> Result<Arc<Checkout>, ApiError> {
         request.dir = resolve(&request.dir);
@@ -47,11 +58,11 @@ impl Checkouts {
                 request.dir.display()
             ))
         })?;
-        if let Some(there) = self.there(&request).await? {
+        if let Some(there) = self.there(&request, theft.is_some()).await? {
             return Ok(there);
         }
         let made_dir = prepare_dir(&request.dir)?;
-        let opened = self.open_in(&request, reporter).await;
+        let opened = self.open_in(&request, theft, reporter).await;
         match &opened {
             Ok(checkout) if request.hydrate => hydrate_later(checkout),
             Ok(_) => {}
@@ -62,7 +73,11 @@ impl Checkouts {
     }
 
     /// The checkout that is open in the folder already.
-    async fn there(&self, request: &OpenRequest) -> Result<Option<Arc<Checkout>>, ApiError> {
+    async fn there(
+        &self,
+        request: &OpenRequest,
+        anew: bool,
+    ) -> Result<Option<Arc<Checkout>>, ApiError> {
         let open = self.shared.list();
         let Some(there) = open
             .into_iter()
@@ -70,7 +85,9 @@ impl Checkouts {
         else {
             return Ok(None);
         };
-        if there.name() != request.name.as_str() || there.is_read_only() != request.read_only {
+        let other =
+            there.name() != request.name.as_str() || there.is_read_only() != request.read_only;
+        if anew || other {
             return Err(not_empty(
                 &request.dir,
                 &format!("{} is checked out there", there.name()),
@@ -93,7 +110,7 @@ impl Checkouts {
         request: &OpenRequest,
     ) -> Result<(), ApiError> {
         let of_name = self.shared.images.find_seen(&request.name).await;
-        if of_name.is_ok_and(|image| image.row.image != there.image) {
+        if of_name.is_ok_and(|image| image.row.image != there.image()) {
             let why = format!(
                 "a checkout of another image called {}, which was deleted, is there",
                 request.name
@@ -124,6 +141,7 @@ impl Checkouts {
     async fn open_in(
         &self,
         request: &OpenRequest,
+        theft: Option<&Theft>,
         reporter: &Reporter,
     ) -> Result<Arc<Checkout>, ApiError> {
         let shared = &self.shared;
@@ -162,7 +180,7 @@ impl Checkouts {
         let standing = if request.read_only {
             self.stand_still(&image, request, checkout).await
         } else {
-            self.acquire(&image, request, checkout).await
+            self.acquire(&image, request, theft, checkout).await
         };
         let (base, holder, grant) = match standing {
             Ok(standing) => standing,
@@ -184,7 +202,7 @@ impl Checkouts {
     }
 
     /// One leased checkout of an image is enough.
-    fn refuse_second(&self, image: &Image) -> Result<(), ApiError> {
+    pub(super) fn refuse_second(&self, image: &Image) -> Result<(), ApiError> {
         let of_image = self.shared.of_image(image.row.image);
         let Some(first) = of_image.into_iter().find(|checkout| checkout.has_token()) else {
             return Ok(());
@@ -218,21 +236,30 @@ impl Checkouts {
         &self,
         image: &Image,
         request: &OpenRequest,
+        theft: Option<&Theft>,
         checkout: CheckoutId,
     ) -> Result<(Option<OpenCommit>, Holder, Option<RequestId>), ApiError> {
         let shared = &self.shared;
         let name = request.name.as_str();
         let explain = |error: &CallError| shared.home.explain(error, name);
         let sent = shared.clock.now();
-        let call = Call::Acquire {
-            image: image.row.image,
-            checkout,
-            terms: request.terms,
-            expect_head: None,
-            take_over: request.take_over,
+        let call = match theft {
+            Some(theft) => theft.call(image.row.image, checkout, request),
+            None => Call::Acquire {
+                image: image.row.image,
+                checkout,
+                terms: request.terms,
+                expect_head: None,
+                take_over: request.take_over,
+            },
         };
-        let mutated = shared.home.mutate(call).await;
-        let mutated = mutated.map_err(|error| explain(&error))?;
+        let mutated = match shared.home.mutate(call).await {
+            Ok(mutated) => mutated,
+            Err(error) if theft.is_some() => {
+                return Err(self.explain_theft(error, &request.name).await);
+            }
+            Err(error) => return Err(explain(&error)),
+        };
         let Answer::Granted {
             token,
             ttl_ms,

@@ -61,6 +61,7 @@ impl Checkouts {
             opening: Mutex::default(),
             seen: Mutex::new(BTreeMap::new()),
             gone: Mutex::default(),
+            searched: Mutex::default(),
         });
         for row in rows {
             let (checkout, dir) = (row.checkout, row.dir.clone());

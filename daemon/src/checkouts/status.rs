@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Checkout;
 use crate::events::{Phase, time};
-use crate::keeper::word;
+use crate::keeper::{rival, word};
 use crate::state::CheckpointRow;
 
 /// What a checkout's worker lets others see.
@@ -17,6 +17,8 @@ pub(super) struct View {
     pub(super) base: Option<CommitId>,
     /// Checkpoints that no commit contains yet, oldest first.
     pub(super) checkpoints: Vec<CheckpointRow>,
+    /// The newest checkpoint that is home without being a commit.
+    pub(super) staged: Option<CommitId>,
     /// Whether something is on its way home.
     pub(super) streaming: bool,
     /// Whether a release waits.
@@ -95,20 +97,22 @@ impl Checkout {
         let stats = self.tree.as_ref().map(|tree| tree.stats());
         json!({
             "name": self.name(),
-            "image": self.image,
+            "image": self.image(),
             "checkout": self.id,
             "dir": self.dir.display().to_string(),
             "mounted": view.mounted,
             "state": holder.as_ref().map_or("closed", |holder| word(holder.kind())),
+            "rival": holder.as_ref().and_then(|holder| rival(&self.shared.home, holder)),
             "base": view.base,
-            "head": self.shared.head(self.image).or(view.base),
+            "head": self.shared.head(self.image()).or(view.base),
             "lease": lease,
             "dirty_bytes": stats.map_or(0, |stats| stats.dirty_bytes),
             "changed": self.is_changed(),
-            "image_deleted": self.shared.is_gone(self.image),
+            "image_deleted": self.shared.is_gone(self.image()),
             "checkpoints_local": view.checkpoints.len(),
             "durable_local": durable_local,
             "durable_home": view.base,
+            "staged": view.staged,
             "fetched_bytes": fetched_bytes - self.fetched_before.1,
             "fetched_objects": fetched_objects - self.fetched_before.0,
             "sealed_bytes": view.sealed_bytes,

@@ -47,7 +47,7 @@ pub(super) enum CommitError {
     Lease(#[from] KeeperError),
     /// The checkout may not commit as it is asked to.
     #[error("{}", .0.message)]
-    Forbidden(ApiError),
+    Forbidden(Box<ApiError>),
 }
 
 /// Seals the oldest closed generation of a tree, if there is one.
@@ -93,7 +93,7 @@ impl CommitJob {
         let shared = Arc::clone(&self.shared);
         let uploader = shared.uploader(self.checkout);
         let (files, logical_bytes) = totals(&shared.home, self.root).await?;
-        let late = self.is_late()?;
+        let late = self.is_late().map_err(CommitError::Forbidden)?;
         let _claim = late.and_then(|_| Claim::checkout(&shared, self.checkout));
         let mut sent_before = Sent::default();
         let token = match shared
@@ -147,16 +147,16 @@ impl CommitJob {
     }
 
     /// What the checkout is if it has to take the lease for this commit.
-    fn is_late(&self) -> Result<Option<LeaseKind>, CommitError> {
+    fn is_late(&self) -> Result<Option<LeaseKind>, Box<ApiError>> {
         let holder = self.shared.keeper.holder(self.checkout);
         match holder.map(|holder| holder.kind()) {
             Some(LeaseKind::Leased | LeaseKind::Lapsed) => Ok(None),
             Some(LeaseKind::Orphan) if !self.request.adopt_orphan => {
                 let error = orphan(&self.shared, self.image, &self.name, &self.dir);
-                Err(CommitError::Forbidden(error))
+                Err(Box::new(error))
             }
             Some(kind) => Ok(Some(kind)),
-            None => Err(CommitError::Lease(KeeperError::Unknown)),
+            None => Err(Box::new(ApiError::failed(KeeperError::Unknown))),
         }
     }
 
@@ -313,7 +313,7 @@ pub(super) async fn end_at_home(
 }
 
 /// Files of an image and the sum of their sizes, as its index says.
-async fn totals(home: &Home, root: Reference) -> Result<(u64, u64), FetchError> {
+pub(super) async fn totals(home: &Home, root: Reference) -> Result<(u64, u64), FetchError> {
     let objects = home.objects();
     let key = Key::fact(Fact::Totals);
     loop {
@@ -346,7 +346,7 @@ pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) ->
             "The checkout of {name} at {dir} is orphaned: its lease went to somebody else. Its work is kept here."
         ),
         format!(
-            "If nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Otherwise copy it out of its folder, or drop it with `imgctl release {dir} --discard`."
+            "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`. Go on as before, if nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Drop it: `imgctl release {dir} --discard`."
         ),
     )
 }
@@ -357,7 +357,9 @@ fn deleted(name: &str, dir: &Path) -> ApiError {
     ApiError::new(
         Kind::Orphan,
         format!("{name} has been deleted at the home. What is checked out at {dir} is kept."),
-        format!("Copy it out of its folder, or drop it with `imgctl release {dir} --discard`."),
+        format!(
+            "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`, or drop it with `imgctl release {dir} --discard`."
+        ),
     )
 }
 
@@ -392,7 +394,7 @@ pub(super) fn explain(
     dir: &Path,
 ) -> ApiError {
     match error {
-        CommitError::Forbidden(error) => error.clone(),
+        CommitError::Forbidden(error) => ApiError::clone(error),
         CommitError::Upload(UploadError::Superseded) => orphan(shared, image, name, dir),
         deletion if says_deleted(deletion) => deleted(name, dir),
         CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {

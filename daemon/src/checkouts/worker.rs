@@ -10,8 +10,10 @@
 //! on: at most one seal, one commit and one farewell at a time. Sealing does not wait for streaming, so that
 //! checkpoints go on while a slow link is busy.
 
+mod adopt;
 mod commit;
 mod ending;
+mod stage;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -20,13 +22,14 @@ use std::sync::Arc;
 use img_overlay::GenerationId;
 use img_proto::LeaseTerms;
 use img_seal::Reference;
-use img_types::{CheckoutId, ImageId};
+use img_types::{CheckoutId, CommitId, ImageId};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::branching::{Branched, Onward};
 use super::status::{Cut, View};
 use super::work::{self, CommitError, SealingError};
 use super::{CommitRequest, Shared};
@@ -42,6 +45,7 @@ use crate::tree::{FreezeError, Tree};
 
 use commit::Wish;
 pub(super) use ending::remove;
+use stage::Staging;
 
 /// What others want of a checkout.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub(super) enum Command {
     Mount {
         done: oneshot::Sender<Result<(), ApiError>>,
     },
+    /// Goes on as a branch that the home has leased to this checkout.
+    Onward(Box<Onward>),
     /// Syncs and unmounts; the daemon is ending.
     Stop { done: oneshot::Sender<()> },
 }
@@ -96,6 +102,13 @@ pub(super) struct Worker {
     pub(super) sealed_upto: u64,
     waiting_cuts: Vec<WaitingCut>,
     pub(super) wishes: Vec<Wish>,
+    /// The branch to go on as.
+    onward: Option<Onward>,
+    /// The generation up to which a person's checkpoints are to be staged.
+    stage_upto: Option<u64>,
+    /// Set while what streams is a staging.
+    staging: Option<Staging>,
+    stage_again: Option<Instant>,
     release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
     sealing: Option<JoinHandle<Sealed>>,
     seal_again: Option<Instant>,
@@ -112,9 +125,18 @@ pub(super) struct Worker {
 /// A generation that was sealed, if there was one.
 type Sealed = Result<Option<(GenerationId, SealedRoot)>, SealingError>;
 
-/// A commit that is in history, and the newest generation that it contains; nothing where none was to be
-/// resumed.
-type Streamed = Result<Option<(u64, Box<Settled>)>, CommitError>;
+/// What is in history, and the newest generation that it contains; nothing where none was to be resumed.
+type Streamed = Result<Option<(u64, Arrived)>, CommitError>;
+
+/// How a root came home.
+enum Arrived {
+    /// As the image's head.
+    Commit(Box<Settled>),
+    /// As the first commit of a branch.
+    Branch(Box<Branched>),
+    /// Beside the head.
+    Staged(CommitId),
+}
 
 /// What ends a worker.
 enum Flow {
@@ -127,6 +149,7 @@ enum Happened {
     Commanded(Option<Command>),
     Sealed(Sealed),
     Streamed(Streamed),
+    NotStaged(CommitError),
     SaidFarewell(Result<(), CallError>),
     GenerationClosed,
     Unmounted,
@@ -170,6 +193,10 @@ impl Worker {
             sealed_upto: 0,
             waiting_cuts: Vec::new(),
             wishes: Vec::new(),
+            onward: None,
+            stage_upto: None,
+            staging: None,
+            stage_again: None,
             release_waiters: Vec::new(),
             sealing: None,
             seal_again: None,
@@ -187,6 +214,8 @@ impl Worker {
             view.sent_bytes = row.sent_bytes;
             view.freeze_us = worker.checkpoints.last().map(|row| row.freeze_us);
         });
+        // Whether it was staged is not known any more.
+        worker.stage_upto = worker.checkpoints.last().map(|row| row.generation);
         worker.show();
         worker.wish_again();
         if beginning.pending {
@@ -238,7 +267,7 @@ impl Worker {
         inbox: &mut mpsc::Receiver<Command>,
         tick: &mut tokio::time::Interval,
     ) -> Happened {
-        let again = [self.seal_again, self.farewell_again]
+        let again = [self.seal_again, self.farewell_again, self.stage_again]
             .into_iter()
             .flatten()
             .min();
@@ -251,7 +280,10 @@ impl Worker {
             }
             streamed = joined(&mut self.streaming, || UploadError::Interrupted.into()) => {
                 self.streaming = None;
-                Happened::Streamed(streamed)
+                match (self.staging.take(), streamed) {
+                    (Some(_), Err(error)) => Happened::NotStaged(error),
+                    (_, streamed) => Happened::Streamed(streamed),
+                }
             }
             said = joined(&mut self.farewell, || CallError::Away) => {
                 self.farewell = None;
@@ -262,6 +294,7 @@ impl Worker {
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
                 self.seal_again = None;
                 self.farewell_again = None;
+                self.stage_again = None;
                 Happened::Ticked
             }
             _ = tick.tick(), if self.somebody_waits() => Happened::Ticked,
@@ -296,9 +329,16 @@ impl Worker {
                 self.seal_again = Some(Instant::now() + SEAL_PAUSE);
                 self.tell_who_waits(&told);
             }
-            Happened::Streamed(Ok(Some((generation_max, settled)))) => {
+            Happened::Streamed(Ok(Some((generation_max, Arrived::Commit(settled))))) => {
                 self.committed(generation_max, *settled);
             }
+            Happened::Streamed(Ok(Some((generation_max, Arrived::Branch(branched))))) => {
+                self.branched(generation_max, *branched).await;
+            }
+            Happened::Streamed(Ok(Some((generation, Arrived::Staged(commit))))) => {
+                self.staged(generation, commit);
+            }
+            Happened::NotStaged(error) => self.not_staged(&error),
             Happened::Streamed(Ok(None)) => {}
             Happened::Streamed(Err(error)) => self.not_committed(&error),
             Happened::SaidFarewell(Ok(())) => {
@@ -344,6 +384,7 @@ impl Worker {
             Command::Mount { done } => {
                 let _ = done.send(self.mount());
             }
+            Command::Onward(onward) => self.wish_onward(*onward),
             // Handled where the task can end.
             Command::Stop { .. } => {}
         }
@@ -364,7 +405,9 @@ impl Worker {
                 self.checkout,
             )));
         }
+        self.start_onward().await;
         self.start_commit();
+        self.start_stage();
         self.start_trim();
         self.start_farewell();
     }
@@ -381,7 +424,8 @@ impl Worker {
         self.untrimmed = 0;
         let base = self.base.as_ref().map(OpenCommit::root);
         let wished = self.wishes.iter();
-        let wished = wished.filter_map(|wish| self.roots.get(&wish.generation));
+        let wished = wished.map(|wish| wish.generation).chain(self.stage_upto);
+        let wished = wished.filter_map(|generation| self.roots.get(&generation));
         let roots = wished.map(|(root, _)| *root).chain(tree.root());
         let roots = roots.filter(|root| Some(*root) != base);
         let roots = roots.map(|root| root.id).collect();
@@ -413,6 +457,9 @@ impl Worker {
             }
         };
         let (cut, generation) = outcome;
+        if waiting.wish.is_none() {
+            self.stage_upto = Some(generation);
+        }
         if let Some((request, committed)) = waiting.wish {
             if let Err(error) = self.write_wish_down(&request) {
                 let _ = waiting.done.send(Err(error));

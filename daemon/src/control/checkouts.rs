@@ -118,6 +118,7 @@ struct Commit {
     adopt_orphan: bool,
     take_over: bool,
     keep: bool,
+    branch: Option<String>,
     wait: bool,
 }
 
@@ -128,6 +129,7 @@ impl Default for Commit {
             adopt_orphan: false,
             take_over: false,
             keep: false,
+            branch: None,
             wait: true,
         }
     }
@@ -140,6 +142,7 @@ pub(super) async fn commit(
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let request: Commit = parse(&body)?;
+    let branch = request.branch.as_deref().map(image_name).transpose()?;
     let checkout = member.checkouts.find(&which)?;
     let reporter = checkout.reporter().clone();
     let work = async move {
@@ -149,6 +152,7 @@ pub(super) async fn commit(
             adopt_orphan: request.adopt_orphan,
             take_over: request.take_over,
             keep: request.keep,
+            branch: branch.map(|name| name.to_string()),
         };
         checkout.commit(request, wait).await
     };
@@ -255,7 +259,10 @@ fn which(text: &str, dir: Option<PathBuf>) -> Result<Which, ApiError> {
 }
 
 /// Terms of a lease. The home would bring others within its limits without a word.
-fn terms(lease_ms: Option<u64>, offline_ms: Option<u64>) -> Result<LeaseTerms, ApiError> {
+pub(super) fn terms(
+    lease_ms: Option<u64>,
+    offline_ms: Option<u64>,
+) -> Result<LeaseTerms, ApiError> {
     let (ttl_ms, mode) = match (lease_ms, offline_ms) {
         (Some(_), Some(_)) => {
             return Err(ApiError::usage(

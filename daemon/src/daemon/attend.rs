@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use img_net::LinkState;
 use img_proto::{Answer, Call};
+use img_records::SignedCommit;
 use img_types::LogPosition;
 
 use super::Member;
@@ -65,26 +66,35 @@ async fn repeat_unanswered(member: &Member) -> Result<(), CallError> {
 
 /// Releases a grant that nobody waits for any more.
 async fn give_back(member: &Member, call: &Call, answer: &Answer) -> Result<(), CallError> {
-    let (
-        Call::Acquire {
-            image, checkout, ..
-        },
-        Answer::Granted {
-            token,
-            current: true,
-            ..
-        },
-    ) = (call, answer)
-    else {
-        return Ok(());
+    let (image, checkout, token) = match (call, answer) {
+        (
+            Call::Acquire {
+                image, checkout, ..
+            }
+            | Call::Steal {
+                image, checkout, ..
+            },
+            Answer::Granted {
+                token,
+                current: true,
+                ..
+            },
+        ) if !member.checkouts.wants(*checkout, *token) => (*image, *checkout, *token),
+        (Call::Branch { commit, .. }, Answer::Branched { token, .. }) => {
+            let first = SignedCommit::decode(commit);
+            let first = first.map_err(|_| CallError::Protocol("a branch without a commit"))?;
+            // A checkout that is here goes on as the branch: it finds it in the home's list.
+            if member.checkouts.has(first.record.checkout) {
+                return Ok(());
+            }
+            (first.record.image, first.record.checkout, *token)
+        }
+        _ => return Ok(()),
     };
-    if member.checkouts.wants(*checkout, *token) {
-        return Ok(());
-    }
     let release = Call::Release {
-        image: *image,
-        checkout: *checkout,
-        token: *token,
+        image,
+        checkout,
+        token,
     };
     let released = member.home.mutate(release).await?;
     Ok(member.home.settle(released.request).await?)
@@ -119,16 +129,17 @@ async fn answer_joins(member: Weak<Member>) {
 
 /// Hears from the home which images changed.
 async fn watch_images(member: Weak<Member>) {
+    // Where this task is, not the device: another call's answer may have come by a change without telling it.
+    let mut after = None;
     loop {
         let Some(member) = member.upgrade() else {
             return;
         };
-        let after = member
-            .home
-            .seen()
-            .map_or(LogPosition(0), |seen| seen.position);
-        match member.home.ask(Call::Watch { after }).await {
-            Ok(Answer::Changed { images }) => {
+        let seen = || member.home.seen().map(|seen| seen.position);
+        let from = after.or_else(seen).unwrap_or(LogPosition(0));
+        match member.home.ask_at(Call::Watch { after: from }).await {
+            Ok((Answer::Changed { images }, at)) => {
+                after = at.map(|at| at.position);
                 for image in images {
                     member.checkouts.image_changed(image);
                 }

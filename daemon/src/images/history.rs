@@ -3,7 +3,7 @@
 use img_proto::{Answer, Call};
 use img_records::{CommitKind, SignedReceipt};
 use img_types::limits::RECORDS_PER_REPLY_MAX;
-use img_types::{CommitId, LogPosition, Seq};
+use img_types::{CommitId, ImageId, LogPosition, Seq};
 use serde_json::{Value, json};
 
 use super::{Image, Images, unverified};
@@ -150,6 +150,9 @@ impl Images {
                 "commit": commit.id,
                 "seq": record.seq,
                 "parent": record.parent.map(|parent| parent.commit),
+                "parent_image": record.parent.filter(|parent| parent.image != record.image).map(|parent| {
+                    json!({ "image": parent.image, "name": self.name_seen(parent.image) })
+                }),
                 "device": self.device_name(&record.device),
                 "device_id": record.device,
                 "time": time(record.clock),
@@ -163,6 +166,13 @@ impl Images {
             })
         });
         local.chain(home).collect()
+    }
+
+    /// The name under which an image was last seen; nothing if it is not known here any more.
+    fn name_seen(&self, image: ImageId) -> Option<String> {
+        let row = tokio::task::block_in_place(|| self.state.now(|db| db.image(image))).ok()??;
+        let descriptor = self.trusted(|trust| trust.open_descriptor(image, &row.descriptor));
+        Some(descriptor.ok()?.name.to_string())
     }
 
     /// The commits below those that are known, and whether the home has older ones.
@@ -209,7 +219,7 @@ impl Images {
         Ok((page, more))
     }
 
-    fn open_with_receipt(
+    pub(super) fn open_with_receipt(
         &self,
         image: &Image,
         commit: &[u8],

@@ -89,6 +89,8 @@ pub struct CommitRequest {
     pub take_over: bool,
     /// A read-only checkout keeps the lease that it took for this.
     pub keep: bool,
+    /// Not as the image's head, but as a new image of this name, on which the checkout goes on.
+    pub branch: Option<String>,
 }
 
 /// A checkout that has ended, for whoever asks for its end again.

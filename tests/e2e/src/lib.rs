@@ -245,7 +245,8 @@ impl Device {
         self.process.as_ref().context("imgd is not running")?.id()
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
         self.dir.join("imgd.sock")
     }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use img_lease::holder::Kind as LeaseKind;
+use img_types::ImageName;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
-use super::{TRIM_AFTER, Worker, disk_full};
+use super::{Arrived, TRIM_AFTER, Worker, disk_full};
 use crate::checkouts::CommitRequest;
 use crate::checkouts::work::{self, CommitError, CommitJob};
 use crate::commits::OpenCommit;
@@ -32,12 +33,9 @@ impl Worker {
     pub(super) fn may_commit(&self, request: &CommitRequest) -> Result<(), ApiError> {
         let holder = self.shared.keeper.holder(self.checkout);
         match holder.map(|holder| holder.kind()) {
-            Some(LeaseKind::Orphan) if !request.adopt_orphan => Err(work::orphan(
-                &self.shared,
-                self.image,
-                &self.name,
-                &self.dir,
-            )),
+            Some(LeaseKind::Orphan) if !request.adopt_orphan && request.branch.is_none() => Err(
+                work::orphan(&self.shared, self.image, &self.name, &self.dir),
+            ),
             Some(LeaseKind::Closed) | None => Err(ApiError::failed(KeeperError::Ended)),
             Some(_) => Ok(()),
         }
@@ -100,7 +98,8 @@ impl Worker {
         self.streaming = Some(tokio::spawn(async move {
             let settled = shared.uploader(checkout).resume(&reporter).await?;
             work::end_late_lease(&shared, image, checkout).await?;
-            Ok(settled.map(|(generation, settled)| (generation, Box::new(settled))))
+            Ok(settled
+                .map(|(generation, settled)| (generation, Arrived::Commit(Box::new(settled)))))
         }));
     }
 
@@ -137,7 +136,7 @@ impl Worker {
 
     /// Starts the next commit, if one is wanted and its generation is sealed.
     pub(super) fn start_commit(&mut self) {
-        if self.streaming.is_some() || self.stage == Stage::Discarding {
+        if self.onward.is_some() || self.stage == Stage::Discarding {
             return;
         }
         let ready = self
@@ -149,6 +148,9 @@ impl Worker {
             return;
         };
         let (generation_max, mut request) = (wish.generation, wish.request.clone());
+        if !self.give_way() {
+            return;
+        }
         if self.is_written_down() {
             self.resume_commit();
             return;
@@ -164,10 +166,14 @@ impl Worker {
             request.adopt_orphan |= other.request.adopt_orphan;
             request.take_over |= other.request.take_over;
             request.keep |= other.request.keep;
+            if request.branch.is_none() {
+                request.branch.clone_from(&other.request.branch);
+            }
         }
         let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);
         let current = self.tree.as_ref().and_then(|tree| tree.root());
         let root = match sealed.or(current) {
+            Some(root) if request.branch.is_some() => root,
             Some(root) if Some(root) != self.base.as_ref().map(OpenCommit::root) => root,
             _ => {
                 self.nothing_changed(generation_max);
@@ -193,8 +199,18 @@ impl Worker {
             request,
             reporter: self.reporter.clone(),
         };
+        let branch = job.request.branch.as_deref().map(ImageName::parse);
+        let descriptor = self.descriptor.clone();
         self.streaming = Some(tokio::spawn(async move {
-            Ok(Some((generation_max, Box::new(job.run().await?))))
+            let arrived = match branch {
+                None => Arrived::Commit(Box::new(job.run().await?)),
+                Some(Ok(name)) => Arrived::Branch(Box::new(job.branch(descriptor, name).await?)),
+                Some(Err(error)) => {
+                    let error = ApiError::usage(error.to_string());
+                    return Err(CommitError::Forbidden(Box::new(error)));
+                }
+            };
+            Ok(Some((generation_max, arrived)))
         }));
     }
 
@@ -247,6 +263,7 @@ impl Worker {
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
         self.base = Some(commit);
         self.untrimmed = TRIM_AFTER;
+        self.view.send_modify(|view| view.staged = None);
         self.set_problem(None);
         self.forget_upto(generation_max);
         self.answer_upto(generation_max, |_| Ok(answer.clone()));
@@ -282,14 +299,14 @@ impl Worker {
         }
     }
 
-    fn forget_upto(&mut self, generation_max: u64) {
+    pub(super) fn forget_upto(&mut self, generation_max: u64) {
         self.roots
             .retain(|generation, _| *generation > generation_max);
         self.checkpoints
             .retain(|row| row.generation > generation_max);
     }
 
-    fn answer_upto(
+    pub(super) fn answer_upto(
         &mut self,
         generation_max: u64,
         answer: impl Fn(&Wish) -> Result<Value, ApiError>,

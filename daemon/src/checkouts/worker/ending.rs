@@ -85,7 +85,7 @@ impl Worker {
                 Kind::Unsaved,
                 format!("This read-only checkout of {} holds changes.", self.name),
                 format!(
-                    "Commit them with `imgctl commit {0}` (if nothing was committed since), or drop them with `imgctl release {0} --discard`.",
+                    "Commit them with `imgctl commit {0}` (if nothing was committed since), save them as a new image with `imgctl commit {0} --branch NEW`, or drop them with `imgctl release {0} --discard`.",
                     self.dir.display()
                 ),
             )),

@@ -6,4 +6,5 @@ mod enrolment;
 mod full_disk;
 mod programs;
 mod secrecy;
+mod steal;
 mod tour;
