@@ -253,12 +253,12 @@ impl Checkouts {
                 take_over: request.take_over,
             },
         };
-        let mutated = match shared.home.mutate(call).await {
-            Ok(mutated) => mutated,
-            Err(error) if theft.is_some() => {
-                return Err(self.explain_theft(error, &request.name).await);
+        let mutated = match (shared.home.mutate(call).await, theft) {
+            (Ok(mutated), _) => mutated,
+            (Err(error), Some(theft)) => {
+                return Err(self.explain_theft(error, &request.name, theft).await);
             }
-            Err(error) => return Err(explain(&error)),
+            (Err(error), None) => return Err(explain(&error)),
         };
         let Answer::Granted {
             token,

@@ -113,8 +113,17 @@ impl Checkouts {
     }
 
     /// A steal that the home refused, for a person: with what is the case now.
-    pub(super) async fn explain_theft(&self, error: CallError, name: &ImageName) -> ApiError {
+    pub(super) async fn explain_theft(
+        &self,
+        error: CallError,
+        name: &ImageName,
+        theft: &Theft,
+    ) -> ApiError {
         match error {
+            CallError::Refused(Refusal::NameTaken) => {
+                let branch = theft.branch.as_ref().map_or(name, |(branch, _)| branch);
+                self.shared.home.explain(&error, branch.as_str())
+            }
             CallError::Refused(Refusal::NobodyHolds) => nobody(name),
             CallError::Refused(Refusal::Changed) => {
                 let Ok(image) = self.shared.images.find(name).await else {

@@ -138,6 +138,16 @@ fn there_must_be_somebody_to_steal_from() -> Result<()> {
     let (_world, laptop, desktop) = held()?;
     // Who holds it has it already.
     laptop.fails(4, &["steal", "vm", "elsewhere"])?;
+    // With a name that is taken for the branch nothing is taken over.
+    laptop.json(&["create", "other"])?;
+    let refused = desktop.fails(2, &["steal", "vm", "--branch=other"])?;
+    ensure!(
+        refused["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("other")),
+        "{refused}"
+    );
+    ensure!(laptop.status("vm")?["state"] == "leased");
     laptop.json(&["release", "vm"])?;
     let refused = desktop.fails(2, &["steal", "vm"])?;
     ensure!(
