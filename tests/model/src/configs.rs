@@ -51,7 +51,6 @@ const PLAIN: Config = Config {
 pub const SHORT: &[Config] = &[
     Config {
         name: "leases, commits, a steal",
-        losses: false,
         bounds: Bounds {
             opens: 1,
             steals: 1,
@@ -64,7 +63,6 @@ pub const SHORT: &[Config] = &[
     Config {
         name: "late commits",
         losses: false,
-        duplicates: false,
         bounds: Bounds {
             opens: 1,
             reads: 1,
@@ -79,7 +77,6 @@ pub const SHORT: &[Config] = &[
     Config {
         name: "work that a thief keeps for its loser",
         losses: false,
-        duplicates: false,
         bounds: Bounds {
             opens: 1,
             branch_steals: 1,
@@ -108,7 +105,7 @@ pub const SHORT: &[Config] = &[
         name: "a backup is restored",
         losses: false,
         bounds: Bounds {
-            opens: 1,
+            opens: 2,
             records: 1,
             restores: 1,
             readmits: 1,
@@ -165,11 +162,11 @@ pub const FULL: &[Config] = &[
         in_flight: 2,
         bounds: Bounds {
             opens: 2,
-            steals: 1,
             records: 1,
+            kills: 1,
             ..NOTHING
         },
-        reaches: &[reach::ORPHAN],
+        reaches: &[reach::TWO_STARTS],
         ..PLAIN
     },
     Config {
@@ -249,6 +246,46 @@ pub const FULL: &[Config] = &[
             ..NOTHING
         },
         reaches: &[reach::TWO_STARTS],
+        ..PLAIN
+    },
+    Config {
+        name: "renewals, a restart of the home and of a daemon",
+        bounds: Bounds {
+            opens: 1,
+            steals: 1,
+            records: 1,
+            renewals: 1,
+            kills: 1,
+            restarts: 1,
+            ..NOTHING
+        },
+        reaches: &[reach::ORPHAN, reach::TWO_STARTS],
+        ..PLAIN
+    },
+    Config {
+        name: "adoption and take-over over staged work",
+        bounds: Bounds {
+            opens: 1,
+            steals: 1,
+            lates: 1,
+            stages: 1,
+            records: 2,
+            ..NOTHING
+        },
+        reaches: &[reach::ADOPTED, reach::STAGED_LAPSED],
+        ..PLAIN
+    },
+    Config {
+        name: "late commits again and again, with a daemon that dies",
+        bounds: Bounds {
+            opens: 1,
+            reads: 1,
+            lates: 2,
+            kills: 1,
+            records: 2,
+            ..NOTHING
+        },
+        reaches: &[reach::LATE_READER, reach::THREE_COMMITS],
         ..PLAIN
     },
     Config {

@@ -96,8 +96,6 @@ pub struct Config {
 pub struct Explored {
     /// States visited.
     pub states: usize,
-    /// Steps of the longest way to one of them.
-    pub depth: usize,
     /// How long it took.
     pub took: Duration,
     /// What did not hold, and the way there.
@@ -198,15 +196,22 @@ impl Step {
 }
 
 impl Config {
-    /// Visits every state, from the nearest to the farthest, until something does not hold.
+    /// Visits every state until something does not hold: of a home with a fault from the nearest to the
+    /// farthest, so that the way there is short; of any other along one way at a time, in little memory.
     pub fn explore(self, threads: usize) -> Explored {
         let began = Instant::now();
         let checker = self
             .checker()
             .finish_when(HasDiscoveries::AnyFailures)
-            .threads(threads)
-            .spawn_bfs()
-            .join();
+            .threads(threads);
+        if self.mutant.is_some() {
+            self.conclude(&checker.spawn_bfs().join(), began)
+        } else {
+            self.conclude(&checker.spawn_dfs().join(), began)
+        }
+    }
+
+    fn conclude(&self, checker: &impl Checker<Self>, began: Instant) -> Explored {
         let found = checker.discoveries();
         let breach = Breach::ALL.into_iter().find_map(|(breach, name)| {
             let path = found.get(name)?.clone().into_vec();
@@ -215,13 +220,12 @@ impl Config {
                 .filter_map(|(world, step)| Some(self.tell(&world, step?)));
             Some((breach, steps.collect()))
         });
-        let reached = |name: &&&str| !found.contains_key(**name);
+        let unreached = self.reaches.iter().copied();
         Explored {
             states: checker.unique_state_count(),
-            depth: checker.max_depth(),
             took: began.elapsed(),
             breach,
-            unreached: self.reaches.iter().filter(reached).copied().collect(),
+            unreached: unreached.filter(|name| !found.contains_key(name)).collect(),
         }
     }
 

@@ -641,3 +641,34 @@ fn promise_16_a_restarted_daemon_holds_its_lease_and_finishes_its_commit() {
     assert_eq!(after.base(), scene.home.head(image(MAIN)));
     assert!(scene.home.images[&image(MAIN)].lease.is_some());
 }
+
+/// A refused call leaves nothing behind, so that a copy of it that overtakes its own answer may be granted when
+/// nobody waits for it any more. It stands in its checkout's own way until it lapses, and the refusal has all
+/// that it takes to give it back.
+#[test]
+fn a_copy_of_a_refused_acquire_that_comes_late_can_be_given_back() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    let token = scene.granted(a);
+    let copied = request_id(1_000);
+    let refusal = scene.home.call(b, copied, &acquire(b));
+    assert!(matches!(refused(&refusal), Refused::Leased(_)));
+    scene
+        .call(a, Call::Release(image(MAIN), own(a), token))
+        .unwrap();
+    scene.home.call(b, copied, &acquire(b)).unwrap();
+
+    let outcome = scene.acquire(b);
+    let Refused::Leased(lease) = refused(&outcome) else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((lease.device, lease.checkout), (b.device, own(b)));
+    let unheard = Token {
+        incarnation: scene.home.incarnation,
+        epoch: lease.epoch,
+    };
+    scene
+        .call(b, Call::Release(image(MAIN), own(b), unheard))
+        .unwrap();
+    scene.granted(b);
+}
