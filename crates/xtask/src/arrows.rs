@@ -11,7 +11,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::shell;
 
 /// Each crate of the workspace and the crates of the workspace that it may import.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("img-types", &[]),
     ("img-proto", &["img-types"]),
     ("img-lease", &["img-types"]),
@@ -49,7 +49,14 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ),
     (TESTKIT, &["img-types", "img-lease", "img-records"]),
     ("e2e", &[]),
-    ("bench", &["e2e"]),
+    (
+        "bench",
+        &["e2e", "contend", "img-types", "img-proto", "img-net"],
+    ),
+    (
+        "contend",
+        &["e2e", "img-types", "img-proto", "img-records", "img-net"],
+    ),
     ("model", &["img-types", "img-lease", "img-testkit"]),
     ("xtask", &[]),
 ];

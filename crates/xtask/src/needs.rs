@@ -36,6 +36,9 @@ pub(crate) const BENCHMARKS: [Need; 3] = [
     need("mke2fs", "e2fsprogs"),
 ];
 
+/// What the lease benchmark runs beside this project.
+pub(crate) const ETCD: [Need; 1] = [need("etcd", "etcd-server")];
+
 const fn need(program: &'static str, package: &'static str) -> Need {
     Need { program, package }
 }

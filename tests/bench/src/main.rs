@@ -6,17 +6,22 @@
 #![allow(clippy::print_stdout)]
 
 mod corpus;
+mod etcd;
+mod leases;
 mod ours;
+mod rates;
 mod restic;
 mod timing;
 mod works;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use contend::fleet::Order;
 
-/// Benchmarks beside restic.
+/// Benchmarks beside restic and etcd.
 #[derive(Debug, Parser)]
 struct Cli {
     /// How often each side does the work
@@ -37,15 +42,49 @@ enum Work {
     Checkout,
     /// A commit after 3,500 random page writes to a raw disk; restic backs the disk up again
     Commit,
+    /// Contention for leases between client processes that are stopped and killed; checks every answer
+    Leases(Contention),
+    /// Durable lease calls per second; etcd grants leases and runs transactions
+    LeaseRate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+struct Contention {
+    /// Calls that are answered, at least
+    #[arg(long, default_value_t = 1_000_000)]
+    calls: u64,
+    /// Client processes
+    #[arg(long, default_value_t = 64)]
+    clients: u32,
+    /// Images that they contend for
+    #[arg(long, default_value_t = 8)]
+    images: u32,
+    /// Chooses what clients do and what is done to them
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let table = match cli.work {
+        Work::Leases(contention) => return leases::contend(&contention.order()),
+        Work::LeaseRate => return leases::rate(cli.rounds),
         Work::Import => works::import(&cli.tree, cli.rounds)?,
         Work::Checkout => works::checkout(&cli.tree, cli.rounds)?,
         Work::Commit => works::commit(&cli.tree, cli.rounds)?,
     };
     println!("{table}");
     Ok(())
+}
+
+impl Contention {
+    fn order(self) -> Order {
+        Order {
+            calls: self.calls,
+            clients: self.clients,
+            images: self.images,
+            seed: self.seed,
+            calm: Duration::from_millis(200),
+        }
+    }
 }
