@@ -126,7 +126,7 @@ mod tests {
         let left = said(from(true, None));
         assert!(left.contains("whose lease has lapsed"), "{left}");
         assert!(
-            left.contains("checkpoint of 2026-11-21 13:05 UTC"),
+            left.contains("checkpoint of 2026-11-21 13:05:00 UTC"),
             "{left}"
         );
     }
@@ -137,7 +137,7 @@ mod tests {
             "takes_from": from(false, None), "branch": null});
         assert_eq!(
             render(&stolen).unwrap(),
-            "vm is mounted at /x/vm, leased until 2026-11-21 17:05 UTC. laptop decides what becomes of its work."
+            "vm is mounted at /x/vm, leased until 2026-11-21 17:05:00 UTC. laptop decides what becomes of its work."
         );
     }
 }
