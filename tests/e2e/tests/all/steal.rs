@@ -281,7 +281,13 @@ fn ten_branches_of_one_image_are_written_at_once() -> Result<()> {
     laptop.fails(2, &["branch", "vm", "try-0"])?;
     laptop.fails(3, &["branch", "vm", "try-10", "--at", "abcdef"])?;
     std::thread::scope(|scope| {
-        let device = |number: usize| if number % 2 == 0 { &laptop } else { &desktop };
+        let device = |number: usize| {
+            if number.is_multiple_of(2) {
+                &laptop
+            } else {
+                &desktop
+            }
+        };
         let works: Vec<_> = names
             .iter()
             .enumerate()
