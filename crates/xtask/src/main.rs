@@ -9,6 +9,7 @@ mod demo;
 mod model;
 mod needs;
 mod shell;
+mod sim;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,10 +38,17 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Explore the lease rules in full; minutes and some gigabytes of memory
+    /// Explore the lease rules in full, which takes minutes
     Model {
         /// Only explorations and mutants whose name contains one of these words
         words: Vec<String>,
+    },
+    /// Simulate a home and its devices with faults: --seeds N, --from S, --mutant NAME; --help for more
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// What the simulation takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
     /// Run everything that must pass before a push: `check`, all tests and the doc tests
     Test,
@@ -55,6 +63,7 @@ fn main() -> ExitCode {
         Task::Demo { path } => demo::run(path.as_deref()),
         Task::Bench { args } => bench::run(&args),
         Task::Model { words } => model::run(&words),
+        Task::Sim { args } => sim::run(&args),
         Task::Test => checks::test(),
         Task::Check => checks::check(),
         Task::Arrows => arrows::check(),

@@ -256,7 +256,10 @@ impl World {
                 let root = last
                     .and_then(|last| rows.log().get(last))
                     .map(|row| row.root);
-                if seen.incarnation == rows.incarnation() && root != Some(seen.root) {
+                // A database that this one's log does not name yet is as good a proof: it went back behind
+                // its own restore. Names are counted, so that a later one is greater.
+                let unlike = seen.incarnation == rows.incarnation() && root != Some(seen.root);
+                if unlike || seen.incarnation > rows.incarnation() {
                     self.begin_anew();
                 }
                 return (true, Ok(Told::Heard));

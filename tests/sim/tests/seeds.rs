@@ -90,21 +90,21 @@ macro_rules! finds {
 }
 
 finds! {
-    finds_no_token_check: found(Mutant::NoTokenCheck, 50);
+    finds_no_token_check: found(Mutant::NoTokenCheck, 100);
     finds_a_late_commit_that_ignores_a_lease: found(Mutant::LateCommitIgnoresLease, 100);
-    finds_no_head_check: found(Mutant::NoHeadCheck, 300);
-    finds_a_head_compared_by_root: found(Mutant::HeadComparedByRoot, 2_000);
+    finds_no_head_check: found(Mutant::NoHeadCheck, 100);
+    finds_a_head_compared_by_root: found(Mutant::HeadComparedByRoot, 1_000);
     finds_no_idempotency: found(Mutant::NoIdempotency, 100);
     finds_an_epoch_dropped_on_release: found(Mutant::EpochDroppedOnRelease, 20);
-    finds_a_restore_that_keeps_the_incarnation: found(Mutant::RestoreKeepsIncarnation, 150);
-    finds_a_token_that_is_not_bound: found(Mutant::TokenNotBound, 150);
-    finds_an_instance_that_is_not_checked: found(Mutant::InstanceNotChecked, 50);
-    finds_a_released_token_that_counts: found(Mutant::ReleasedTokenCounts, 100);
-    finds_a_staged_record_taken_for_a_commit: found(Mutant::StagedTakenForCommit, 20);
-    finds_a_readmission_that_keeps_a_lease: found(Mutant::ReadmitKeepsLease, 1_500);
-    finds_a_take_over_checked_late: found(Mutant::TakeOverCheckedLate, 50);
-    finds_a_request_that_is_not_journaled: found_at_devices(Fault::RequestNotJournaled, 2_000);
-    finds_a_commit_that_is_signed_again: found_at_devices(Fault::CommitSignedAgain, 100);
+    finds_a_restore_that_keeps_the_incarnation: found(Mutant::RestoreKeepsIncarnation, 200);
+    finds_a_token_that_is_not_bound: found(Mutant::TokenNotBound, 100);
+    finds_an_instance_that_is_not_checked: found(Mutant::InstanceNotChecked, 100);
+    finds_a_released_token_that_counts: found(Mutant::ReleasedTokenCounts, 200);
+    finds_a_staged_record_taken_for_a_commit: found(Mutant::StagedTakenForCommit, 100);
+    finds_a_readmission_that_keeps_a_lease: found(Mutant::ReadmitKeepsLease, 1_000);
+    finds_a_take_over_checked_late: found(Mutant::TakeOverCheckedLate, 500);
+    finds_a_request_that_is_not_journaled: found_at_devices(Fault::RequestNotJournaled, 1_000);
+    finds_a_commit_that_is_signed_again: found_at_devices(Fault::CommitSignedAgain, 250);
     finds_an_outbox_trimmed_early: found_at_devices(Fault::OutboxTrimmedEarly, 20);
-    finds_a_deadline_from_the_reply: found_at_devices(Fault::DeadlineFromReply, 150);
+    finds_a_deadline_from_the_reply: found_at_devices(Fault::DeadlineFromReply, 2_000);
 }
