@@ -275,6 +275,8 @@ pub enum Call {
     Readmit {
         /// Which image.
         image: ImageId,
+        /// Its signed descriptor, for a home that does not know the image any more.
+        descriptor: Option<Bytes>,
         /// Signed commits with the receipts for them, oldest first.
         commits: Vec<(Bytes, Bytes)>,
     },

@@ -84,11 +84,25 @@ pub(crate) fn received_descriptor(
     roster: &Roster,
     device: DeviceId,
 ) -> Result<SignedDescriptor, Refusal> {
-    let descriptor = SignedDescriptor::decode(bytes).map_err(bad)?;
+    let descriptor = returned_descriptor(bytes, roster)?;
     if descriptor.record.device != device {
         return Err(Refusal::BadRecord("another device signed it".to_owned()));
     }
-    let signer = roster.member(&device).ok_or(Refusal::NotMember)?;
+    Ok(descriptor)
+}
+
+/// Takes a descriptor that a device gives back, whoever of the roster signed it.
+///
+/// # Errors
+/// [`Refusal::BadRecord`], or [`Refusal::NotMember`] for a signer that was never on the roster.
+pub(crate) fn returned_descriptor(
+    bytes: &[u8],
+    roster: &Roster,
+) -> Result<SignedDescriptor, Refusal> {
+    let descriptor = SignedDescriptor::decode(bytes).map_err(bad)?;
+    let signer = roster
+        .member(&descriptor.record.device)
+        .ok_or(Refusal::NotMember)?;
     descriptor
         .verify(&roster.home(), &signer.member.keys.sign)
         .map_err(bad)?;

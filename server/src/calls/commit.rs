@@ -171,10 +171,12 @@ pub(super) fn returned(
     commits.iter().map(check).collect()
 }
 
-/// Moves the head forward to commits that this home had acknowledged before it went back in time.
+/// Moves the head forward to commits that this home had acknowledged before it went back in time. An image that
+/// it does not know any more comes back with its name.
 pub(super) async fn readmit(
     context: &mut Context<'_>,
     image: ImageId,
+    descriptor: Option<&SignedDescriptor>,
     commits: &[Returned],
 ) -> Result<Answer, Stop> {
     for commit in commits {
@@ -182,6 +184,10 @@ pub(super) async fn readmit(
             context.moment = context.tx.moment()?;
             context.caller.incarnation = context.moment.incarnation;
         }
+    }
+    let known = images::load(context.tx.sql(), context.moment, image).await?;
+    if let (None, Some(descriptor), false) = (known, descriptor, commits.is_empty()) {
+        bring_back(context, image, descriptor).await?;
     }
     let image = context.live_image(image).await?;
     let mut unknown = Vec::new();
@@ -205,6 +211,23 @@ pub(super) async fn readmit(
         history::insert(context.tx, proposed, &receipt).await?;
     }
     Ok(Answer::Done)
+}
+
+/// Makes the row of an image that this home had before it went back in time; its commits follow.
+async fn bring_back(
+    context: &mut Context<'_>,
+    image: ImageId,
+    descriptor: &SignedDescriptor,
+) -> Result<(), Stop> {
+    let record = &descriptor.record;
+    if record.image != image {
+        return Err(Refusal::BadRecord("the name is another image's".to_owned()).into());
+    }
+    let named = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+    if named.is_some() {
+        return Err(Refusal::NameTaken.into());
+    }
+    image::add(context, descriptor).await
 }
 
 /// Writes an effect with its commit and signs the receipt for it.

@@ -61,6 +61,15 @@ pub(super) async fn insert(
     if used.is_some() {
         return Err(Refusal::BadRecord("an image has this id".to_owned()).into());
     }
+    add(context, descriptor).await
+}
+
+/// Adds an image's row, which has neither commits nor a lease.
+pub(super) async fn add(
+    context: &mut Context<'_>,
+    descriptor: &SignedDescriptor,
+) -> Result<(), Stop> {
+    let record = &descriptor.record;
     let bytes = descriptor.to_bytes();
     effects::add_image(context.tx, record.image, record.tag, &bytes).await?;
     log_descriptor(context, descriptor, Epoch(0)).await

@@ -72,12 +72,12 @@ enum Records {
     Descriptor(img_records::SignedDescriptor),
     Commit(crate::proposal::Proposed),
     Branch(Box<(img_records::SignedDescriptor, crate::proposal::Proposed)>),
-    Readmit(Vec<commit::Returned>),
+    Readmit(Option<img_records::SignedDescriptor>, Vec<commit::Returned>),
 }
 
 impl Prepared {
     fn new(home: &Home, device: DeviceId, call: Call) -> Result<Self, Refusal> {
-        use crate::proposal::{Proposed, received_descriptor};
+        use crate::proposal::{Proposed, received_descriptor, returned_descriptor};
         let roster = home.roster()?;
         let branch = |descriptor: &[u8], commit: &[u8]| {
             let descriptor = received_descriptor(descriptor, &roster, device)?;
@@ -98,8 +98,15 @@ impl Prepared {
                 branch: Some((descriptor, commit)),
                 ..
             } => branch(descriptor, commit)?,
-            Call::Readmit { commits, .. } => {
-                Records::Readmit(commit::returned(&home.key, &roster, commits)?)
+            Call::Readmit {
+                descriptor,
+                commits,
+                ..
+            } => {
+                let descriptor = descriptor.as_deref();
+                let descriptor = descriptor.map(|bytes| returned_descriptor(bytes, &roster));
+                let commits = commit::returned(&home.key, &roster, commits)?;
+                Records::Readmit(descriptor.transpose()?, commits)
             }
             _ => Records::None,
         };
@@ -194,8 +201,8 @@ impl Context<'_> {
                 let (descriptor, first) = *branch;
                 commit::branch(self, &descriptor, &first, terms_of(terms)).await
             }
-            (Call::Readmit { image, .. }, Records::Readmit(commits)) => {
-                commit::readmit(self, image, &commits).await
+            (Call::Readmit { image, .. }, Records::Readmit(descriptor, commits)) => {
+                commit::readmit(self, image, descriptor.as_ref(), &commits).await
             }
             _ => Err(Refusal::Malformed("not a mutating call".to_owned()).into()),
         }

@@ -93,6 +93,7 @@ async fn a_restored_home_voids_leases_and_takes_back_what_devices_prove() {
     ));
     // The lost commit comes back: its objects first.
     let readmit = Call::Readmit {
+        descriptor: None,
         image: draft.image,
         commits: commits.clone(),
     };
@@ -180,6 +181,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     // What the home had acknowledged comes back whatever the token, and the holder is an orphan.
     back.hello(None).await.unwrap();
     let readmit = Call::Readmit {
+        descriptor: None,
         image: draft.image,
         commits,
     };
@@ -227,9 +229,51 @@ async fn a_readmission_alone_proves_it_too() {
     let before = home.standing();
     let first = home.member(&first.device).await;
     let image = draft.image;
-    let readmit = Call::Readmit { image, commits };
+    let readmit = Call::Readmit {
+        descriptor: None,
+        image,
+        commits,
+    };
     assert_eq!(first.call(readmit).await, Ok(Answer::Done));
     assert_ne!(home.standing().incarnation, before.incarnation);
+}
+
+#[tokio::test]
+async fn an_image_that_is_gone_comes_back_with_its_name_from_any_member() {
+    let (mut home, first) = TestHome::founded().await;
+    let second = home.second(&first).await;
+    let to = home.path.with_extension("backup");
+    crate::backup(&home.places(), &to).await.unwrap();
+    let (draft, _, _) = image(&home, &first, 1).await;
+    let commits = history(&first, draft.image).await;
+    let Ok(Answer::Images { images, .. }) = second.call(Call::Images { after: None }).await else {
+        panic!("no images");
+    };
+    let descriptor = Some(images[0].descriptor.clone());
+    replace(&mut home, &to).await;
+    let second = home.member(&second.device).await;
+    let readmit = |descriptor, commits| Call::Readmit {
+        image: draft.image,
+        descriptor,
+        commits,
+    };
+    let unnamed = second.call(readmit(None, commits.clone())).await;
+    assert_eq!(unnamed, Err(Refusal::UnknownImage));
+    let without = second.call(readmit(descriptor.clone(), Vec::new())).await;
+    assert_eq!(without, Err(Refusal::UnknownImage));
+    let incomplete = second
+        .call(readmit(descriptor.clone(), commits.clone()))
+        .await;
+    assert!(matches!(incomplete, Err(Refusal::Incomplete { .. })));
+    second.push(&tree(1, 2, 3).objects).await.unwrap();
+    let back = second.call(readmit(descriptor, commits)).await;
+    assert_eq!(back, Ok(Answer::Done));
+    let Ok(Answer::Images { images: now, .. }) = second.call(Call::Images { after: None }).await
+    else {
+        panic!("no images");
+    };
+    assert_eq!(now[0].descriptor, images[0].descriptor);
+    assert_eq!((now[0].seq, &now[0].lease), (images[0].seq, &None));
 }
 
 #[tokio::test]

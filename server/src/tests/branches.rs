@@ -210,6 +210,7 @@ async fn a_home_takes_back_commits_that_it_once_acknowledged() {
     first.hello(None).await.unwrap();
 
     let readmit = |commits| Call::Readmit {
+        descriptor: None,
         image: draft.image,
         commits,
     };

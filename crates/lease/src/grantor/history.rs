@@ -206,7 +206,9 @@ pub fn readmit(
     image.live()?;
     let mut head = image.head;
     for commit in commits {
-        if commit.parent != head.map(|head| head.commit) || Some(commit.seq) != seq_after(head) {
+        // An image's first commit has no parent, or one in the image that it branched from.
+        let follows = head.is_none_or(|head| commit.parent == Some(head.commit));
+        if !follows || Some(commit.seq) != seq_after(head) {
             return Err(Refused::HeadMoved {
                 head: image.head_commit(),
             });
