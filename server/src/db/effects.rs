@@ -75,12 +75,14 @@ pub(crate) async fn write_state(tx: &mut Tx, state: &ImageState) -> Result<(), S
     .bind(now)
     .execute(tx.sql())
     .await?;
-    sqlx::query("DELETE FROM leases WHERE image = $1")
-        .bind(image)
-        .execute(tx.sql())
-        .await?;
-    if let Some(lease) = &state.lease {
-        insert_lease(tx, state.image, lease).await?;
+    match &state.lease {
+        Some(lease) => set_lease(tx, state.image, lease).await?,
+        None => {
+            sqlx::query("DELETE FROM leases WHERE image = $1")
+                .bind(image)
+                .execute(tx.sql())
+                .await?;
+        }
     }
     let rows = sqlx::query("SELECT checkout FROM staged WHERE image = $1")
         .bind(image)
@@ -155,10 +157,13 @@ pub(crate) async fn add_stored(tx: &mut Tx, image: ImageId, bytes: u64) -> Resul
     Ok(())
 }
 
-async fn insert_lease(tx: &mut Tx, image: ImageId, lease: &Lease) -> Result<(), Stop> {
+async fn set_lease(tx: &mut Tx, image: ImageId, lease: &Lease) -> Result<(), Stop> {
     sqlx::query(
         "INSERT INTO leases (image, device, checkout, epoch, offline, ttl_ms, remaining_ms, \
-         lapsed, base) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         lapsed, base) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         ON CONFLICT (image) DO UPDATE SET device = excluded.device, checkout = excluded.checkout, \
+         epoch = excluded.epoch, offline = excluded.offline, ttl_ms = excluded.ttl_ms, \
+         remaining_ms = excluded.remaining_ms, lapsed = excluded.lapsed, base = excluded.base",
     )
     .bind(&image.as_bytes()[..])
     .bind(&lease.device.as_bytes()[..])

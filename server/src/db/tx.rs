@@ -83,10 +83,10 @@ impl Tx {
         &self.roster
     }
 
-    /// Begins a group.
+    /// Begins a group and its first piece of work.
     pub(super) async fn begin(&mut self) -> sqlx::Result<()> {
         self.now = self.clock.now();
-        self.execute("BEGIN IMMEDIATE").await
+        self.execute("BEGIN IMMEDIATE; SAVEPOINT work").await
     }
 
     /// The state in memory.
@@ -109,19 +109,16 @@ impl Tx {
         self.roster = saved.roster;
     }
 
-    /// Begins a piece of work that can be taken back.
-    pub(super) async fn save(&mut self) -> sqlx::Result<Saved> {
-        self.execute("SAVEPOINT work").await?;
-        Ok(self.memory())
+    /// Ends a piece of work and begins the next.
+    pub(super) async fn keep(&mut self) -> sqlx::Result<()> {
+        self.execute("RELEASE SAVEPOINT work; SAVEPOINT work").await
     }
 
-    /// Ends a piece of work, and takes it back unless it is to be kept.
-    pub(super) async fn release(&mut self, keep: bool, saved: Saved) -> sqlx::Result<()> {
-        if !keep {
-            self.execute("ROLLBACK TO SAVEPOINT work").await?;
-            self.restore(saved);
-        }
-        self.execute("RELEASE SAVEPOINT work").await
+    /// Takes a piece of work back and begins the next; the savepoint stays.
+    pub(super) async fn take_back(&mut self, saved: Saved) -> sqlx::Result<()> {
+        self.execute("ROLLBACK TO SAVEPOINT work").await?;
+        self.restore(saved);
+        Ok(())
     }
 
     /// Makes the group durable, and with it the running clock.

@@ -63,7 +63,7 @@ impl Writer {
         let (publish_roster, roster) = watch::channel(tx.shared_roster().clone());
         let (queue, incoming) = mpsc::channel(group_max);
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(
+        let run = run(
             tx,
             incoming,
             Publish {
@@ -72,7 +72,11 @@ impl Writer {
             },
             stopped,
             group_max,
-        ));
+        );
+        // Each statement is a turn of the database's thread, which a thread of its own waits for most cheaply:
+        // a task would go through the runtime's poller every time.
+        let runtime = tokio::runtime::Handle::current();
+        let task = tokio::task::spawn_blocking(move || runtime.block_on(run));
         Ok(Self {
             queue,
             published,
@@ -225,15 +229,17 @@ async fn run_group(
     tx.begin().await?;
     let mut whole = Ended::TakenBack;
     for work in group {
-        let before = tx.save().await?;
+        let before = tx.memory();
         let (ended, answer) = work(tx).await;
         answers.push(answer);
         match ended {
             Ended::Full => return Ok(Ended::Full),
-            Ended::Kept => whole = Ended::Kept,
-            Ended::TakenBack => {}
+            Ended::Kept => {
+                whole = Ended::Kept;
+                tx.keep().await?;
+            }
+            Ended::TakenBack => tx.take_back(before).await?,
         }
-        tx.release(ended == Ended::Kept, before).await?;
     }
     if whole == Ended::TakenBack {
         return Ok(whole);
