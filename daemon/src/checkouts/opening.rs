@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use img_lease::Terms;
 use img_lease::holder::{Granted, Holder};
-use img_proto::{Answer, Call};
+use img_proto::{Answer, Call, Refusal};
 use img_types::{CheckoutId, RequestId};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -253,7 +253,13 @@ impl Checkouts {
                 take_over: request.take_over,
             },
         };
-        let mutated = match (shared.home.mutate(call).await, theft) {
+        let mut asked = shared.home.mutate(call.clone()).await;
+        if let (Err(CallError::Refused(Refusal::Leased(lease))), None) = (&asked, theft)
+            && shared.leave_stray(image, lease).await
+        {
+            asked = shared.home.mutate(call).await;
+        }
+        let mutated = match (asked, theft) {
             (Ok(mutated), _) => mutated,
             (Err(error), Some(theft)) => {
                 return Err(self.explain_theft(error, &request.name, theft).await);

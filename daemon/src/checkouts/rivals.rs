@@ -103,6 +103,22 @@ impl Shared {
         }
     }
 
+    /// Gives back a lease that was granted to a checkout which this device does not know: a late copy of a call
+    /// that had been refused took it, or the state folder is one of before. Returns whether there was one.
+    pub(super) async fn leave_stray(&self, image: &Image, lease: &LeaseRow) -> bool {
+        let checkout = lease.checkout;
+        if lease.device != self.home.device() {
+            return false;
+        }
+        match self.state.with(|db| db.checkouts()).await {
+            Ok(rows) if rows.iter().all(|row| row.checkout != checkout) => {
+                self.leave(image, lease).await;
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
     async fn notice_rival(&self, images: &[Image], holder: &Holder) {
         let mut rows = images.iter().map(|image| &image.row);
         let row = rows.find(|row| row.image == holder.image());

@@ -136,3 +136,34 @@ fn a_killed_home_has_lost_no_commit() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_lease_of_a_checkout_that_is_not_known_here_is_given_back_by_the_next() -> Result<()> {
+    let world = World::new()?;
+    let mut a = world.founder("a")?;
+    a.json(&["create", "box"])?;
+    a.stop()?;
+    let before = world.path("state-of-before");
+    copy_folder(&a.state(), &before)?;
+    a.restart()?;
+    a.checkout("box", &[])?;
+    a.kill()?;
+    fs::remove_dir_all(a.state())?;
+    copy_folder(&before, &a.state())?;
+    a.restart()?;
+    let there = a.work().join("anew");
+    a.json(&["checkout", "box", &there.display().to_string()])?;
+    fs::write(there.join("note"), "goes on")?;
+    let commit = a.json(&["commit", "box"])?;
+    ensure!(commit["seq"] == 1, "{commit}");
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let (from, to) = (from.display().to_string(), to.display().to_string());
+    let copied = std::process::Command::new("cp")
+        .args(["-a", &from, &to])
+        .status()?;
+    ensure!(copied.success(), "cp -a {from} {to}: {copied}");
+    Ok(())
+}
