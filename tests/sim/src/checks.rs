@@ -263,6 +263,11 @@ impl Truth {
         }
     }
 
+    /// Whether the home was ever an old copy of itself, and nobody said so.
+    pub fn was_put_back(&self) -> bool {
+        self.silent > 0
+    }
+
     /// The home began a new incarnation: all leases are void.
     pub fn began_anew(&mut self, home: &Home, before: Incarnation) {
         self.holders.clear();

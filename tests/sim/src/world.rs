@@ -313,7 +313,8 @@ impl World {
                     .count();
                 // After a reboot only the wall clock is left, and this one was set back.
                 let misled = device.clocks.set_back() > 0 && device.clocks.boots() > 1;
-                if late > 0 && !misled {
+                // Nobody can know that an old copy has lost a renewal, which no log has.
+                if late > 0 && !misled && !self.truth.was_put_back() {
                     self.truth
                         .fail(|| format!("{} counts on a lease that has lapsed", device.label));
                 }
