@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use img_net::LinkState;
 use img_proto::{Answer, Call};
-use img_records::SignedCommit;
-use img_types::LogPosition;
+use img_records::{Commit, SignedCommit};
+use img_types::{CheckoutId, LogPosition, Token};
 
 use super::Member;
 use crate::enrol;
@@ -66,6 +66,24 @@ async fn repeat_unanswered(member: &Member) -> Result<(), CallError> {
 
 /// Releases a grant that nobody waits for any more.
 async fn give_back(member: &Member, call: &Call, answer: &Answer) -> Result<(), CallError> {
+    let checkouts = &member.checkouts;
+    let wants = |checkout, token| checkouts.wants(checkout, token);
+    let Some(release) = left_behind(call, answer, wants, |checkout| checkouts.has(checkout))?
+    else {
+        return Ok(());
+    };
+    let released = member.home.mutate(release).await?;
+    Ok(member.home.settle(released.request).await?)
+}
+
+/// The call that gives back what an answer leaves leased without anybody to use it. `wants` says whether a
+/// checkout waits for a grant or goes on under it, `has` whether one is open here.
+fn left_behind(
+    call: &Call,
+    answer: &Answer,
+    wants: impl Fn(CheckoutId, Token) -> bool,
+    has: impl Fn(CheckoutId) -> bool,
+) -> Result<Option<Call>, CallError> {
     let (image, checkout, token) = match (call, answer) {
         (
             Call::Acquire {
@@ -79,25 +97,37 @@ async fn give_back(member: &Member, call: &Call, answer: &Answer) -> Result<(), 
                 current: true,
                 ..
             },
-        ) if !member.checkouts.wants(*checkout, *token) => (*image, *checkout, *token),
+        ) if !wants(*checkout, *token) => (*image, *checkout, *token),
+        // A checkout that is here goes on as the branch: it finds it in the home's list.
         (Call::Branch { commit, .. }, Answer::Branched { token, .. }) => {
-            let first = SignedCommit::decode(commit);
-            let first = first.map_err(|_| CallError::Protocol("a branch without a commit"))?;
-            // A checkout that is here goes on as the branch: it finds it in the home's list.
-            if member.checkouts.has(first.record.checkout) {
-                return Ok(());
+            let first = record(commit)?;
+            if has(first.checkout) {
+                return Ok(None);
             }
-            (first.record.image, first.record.checkout, *token)
+            (first.image, first.checkout, *token)
         }
-        _ => return Ok(()),
+        // The lease of an import ends with its commit; a checkout goes on under its own.
+        (Call::Commit { commit }, Answer::Committed { .. }) => {
+            let made = record(commit)?;
+            match made.token {
+                Some(token) if !has(made.checkout) => (made.image, made.checkout, token),
+                _ => return Ok(None),
+            }
+        }
+        _ => return Ok(None),
     };
-    let release = Call::Release {
+    Ok(Some(Call::Release {
         image,
         checkout,
         token,
-    };
-    let released = member.home.mutate(release).await?;
-    Ok(member.home.settle(released.request).await?)
+    }))
+}
+
+/// The record of a call that was journaled here.
+fn record(commit: &[u8]) -> Result<Commit, CallError> {
+    let signed = SignedCommit::decode(commit);
+    let signed = signed.map_err(|_| CallError::Protocol("a call without its commit"))?;
+    Ok(signed.record)
 }
 
 /// Answers who asks to join, as long as invites of this device are open.
@@ -157,3 +187,89 @@ async fn watch_images(member: Weak<Member>) {
 const JOIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause after the home did not tell of changes.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use img_records::CommitKind;
+    use img_types::object::ObjectKind;
+    use img_types::{LeaseMode, RequestId};
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::checkouts::Checkouts;
+    use crate::images::Images;
+    use crate::stream::Draft;
+    use crate::stream::fake::{CHECKOUT, Device, FakeHome, IMAGE};
+
+    /// A device whose daemon died before the first commit of its import was answered.
+    async fn scene() -> (tempfile::TempDir, FakeHome, Member, JournaledRequest) {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeHome::start().await;
+        let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+        let root = {
+            let mut sealer = device.home.objects().keyring().sealer();
+            let sealed = sealer.seal(ObjectKind::Block, b"all of it").unwrap();
+            let objects = &mut fake.lock().objects;
+            objects.insert(sealed.reference.id, sealed.bytes.into());
+            sealed.reference
+        };
+        let draft = Draft {
+            image: IMAGE,
+            checkout: CHECKOUT,
+            token: device.token(),
+            base: None,
+            root,
+            message: String::new(),
+            kind: CommitKind::Import,
+            logical_bytes: 0,
+            files: 0,
+            sealed_bytes: 0,
+        };
+        let commit = draft.sign(&device.home).unwrap();
+        let request = JournaledRequest {
+            id: RequestId::from_bytes(*commit.id.as_bytes()),
+            call: Call::Commit {
+                commit: commit.signed.to_bytes().into(),
+            },
+        };
+        let state = device.state.clone();
+        state.now(|db| db.remove_checkout(CHECKOUT)).unwrap();
+        state.now(|db| db.journal_request(&request)).unwrap();
+        let images = Images::new(Arc::clone(&device.home), state.clone());
+        let checkouts = Checkouts::recover(
+            Arc::clone(&device.home),
+            images.clone(),
+            state.clone(),
+            device.events.clone(),
+        );
+        let member = Member {
+            home: Arc::clone(&device.home),
+            images,
+            checkouts: checkouts.await.unwrap(),
+            state,
+            invited: Notify::new(),
+        };
+        (dir, fake, member, request)
+    }
+
+    #[tokio::test]
+    async fn the_lease_of_an_import_that_was_cut_off_is_given_back_with_its_commit() {
+        let (_dir, fake, member, _) = scene().await;
+        repeat_unanswered(&member).await.unwrap();
+        assert!(fake.lock().head().is_some(), "it is committed");
+        assert_eq!(fake.lock().image.lease, None);
+        let left = member.state.now(|db| db.journaled_requests()).unwrap();
+        assert_eq!(left, []);
+    }
+
+    #[tokio::test]
+    async fn a_checkout_keeps_its_lease_when_a_commit_of_it_is_answered() {
+        let (_dir, _fake, member, JournaledRequest { id, call }) = scene().await;
+        let answer = member.home.repeat(id, call.clone()).await.unwrap();
+        let released = |open: bool| left_behind(&call, &answer, |_, _| false, |_| open).unwrap();
+        assert!(released(false).is_some());
+        assert_eq!(released(true), None);
+    }
+}

@@ -251,6 +251,19 @@ impl Inner {
                     })
                     .map_err(refusal)
             }
+            Call::Release {
+                checkout, token, ..
+            } => {
+                self.calls.push("release");
+                grantor::release(&self.image, &caller, checkout, token)
+                    .map(|effect| {
+                        if let Some(effect) = effect {
+                            self.image = effect.image;
+                        }
+                        Answer::Done
+                    })
+                    .map_err(refusal)
+            }
             Call::Pin { .. } => {
                 self.calls.push("pin");
                 Ok(Answer::Done)
