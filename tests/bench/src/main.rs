@@ -84,7 +84,7 @@ impl Contention {
             clients: self.clients,
             images: self.images,
             seed: self.seed,
-            calm: Duration::from_millis(200),
+            calm: Duration::from_secs(1),
         }
     }
 }
