@@ -106,7 +106,13 @@ impl Device {
             sent,
             luck: ctx.luck.word(),
         };
-        let taken = self.lease(ctx, checkout, LeaseEvent::Granted(granted))?;
+        let row = self.disk.read().checkouts.get(&checkout);
+        let taken = if row.is_some_and(|row| row.stage == Stage::Discarding) {
+            // A checkout that is being closed takes nothing more.
+            Ok(false)
+        } else {
+            self.lease(ctx, checkout, LeaseEvent::Granted(granted))?
+        };
         if taken != Ok(true) {
             self.unless_held(ctx, *image, checkout, token)?;
             self.settled(ctx, request)?;
