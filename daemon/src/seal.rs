@@ -127,7 +127,7 @@ impl Sealing {
         let plan = plan(&self.closed.generation);
         let mut edits = plan.edits().clone();
         let facts = self.update_facts(plan, &mut edits)?;
-        let mut made = self.seal_files(plan, &facts.outgrown, &mut edits)?;
+        let mut made = self.seal_files(plan, &facts.resized, &mut edits)?;
 
         let nodes = self.nodes();
         let mut sealer = self.objects.keyring().sealer();

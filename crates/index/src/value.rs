@@ -7,7 +7,7 @@
 //! | totals | files u64 ‖ logical bytes u64 |
 //! | owner | uid u32 ‖ gid u32 |
 //! | open but unlinked | none |
-//! | attributes | kind u8 ‖ mode u16 ‖ uid u32 ‖ gid u32 ‖ nlink u32 ‖ size u64 ‖ mtime ‖ ctime ‖ rdev u32; a time is seconds i64 ‖ nanoseconds u32 |
+//! | attributes | kind u8 ‖ mode u16 ‖ uid u32 ‖ gid u32 ‖ nlink u32 ‖ size u64 ‖ mtime ‖ ctime ‖ rdev u32 ‖ extents u64 of a file with holes; a time is seconds i64 ‖ nanoseconds u32 |
 //! | directory entry | inode u64 ‖ kind u8 |
 //! | symlink | the target, 1 to 4,095 bytes |
 //! | extended attribute | 0 ‖ up to 2 KiB, or 1 ‖ reference of a block that holds exactly the value |
@@ -119,6 +119,9 @@ pub struct Attributes {
     pub ctime: Timestamp,
     /// Number of a device node, else zero.
     pub rdev: u32,
+    /// How many extents a file with holes has; nothing: as many as its size takes. Only a seal and an import
+    /// know, see [`Attributes::count_extents`].
+    pub extents: Option<u64>,
 }
 
 /// The value of an extended attribute.
@@ -202,6 +205,9 @@ impl Attributes {
         self.mtime.encode(record);
         self.ctime.encode(record);
         record.put_u32(self.rdev);
+        if let Some(extents) = self.extents {
+            record.put_u64(extents);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -210,7 +216,7 @@ impl Attributes {
         if mode & !MODE_MASK != 0 {
             return Err(DecodeError("mode has more than 12 bits"));
         }
-        Ok(Self {
+        let mut attributes = Self {
             kind,
             mode,
             uid: reader.u32()?,
@@ -220,7 +226,32 @@ impl Attributes {
             mtime: Timestamp::decode(reader)?,
             ctime: Timestamp::decode(reader)?,
             rdev: reader.u32()?,
-        })
+            extents: None,
+        };
+        if reader.remaining() > 0 {
+            let extents = reader.u64()?;
+            attributes.count_extents(extents);
+            if attributes.extents.is_none() {
+                return Err(DecodeError("a count of extents where there are no holes"));
+            }
+        }
+        Ok(attributes)
+    }
+
+    /// Notes how many extents a file has. That is kept only where it has holes, and where its contents cannot
+    /// be inline.
+    pub fn count_extents(&mut self, extents: u64) {
+        let may_have_holes = self.kind == FileKind::File && self.size > INLINE_LEN_MAX as u64;
+        let has_holes = may_have_holes && extents < self.size.div_ceil(BLOCK_SIZE as u64);
+        self.extents = has_holes.then_some(extents);
+    }
+
+    /// How many bytes of a file are in extents, whole ones but for the end of the file.
+    pub fn allocated(&self) -> u64 {
+        match self.extents {
+            Some(extents) => self.size.min(extents.saturating_mul(BLOCK_SIZE as u64)),
+            None => self.size,
+        }
     }
 }
 

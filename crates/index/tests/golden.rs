@@ -1,5 +1,7 @@
 //! Compares keys, values, patches, nodes and proofs with the bytes in `tests/fixtures/index.json`.
 //!
+//! `tests/fixtures/attributes.json` has the attributes of files that came later.
+//!
 //! Those bytes are the format: a change here is a new version beside the old one, and the old
 //! vectors stay. `GOLDEN=write` writes the file for a version that is being added.
 
@@ -23,6 +25,10 @@ use serde_json::{Value as Json, json};
 const FIXTURE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../tests/fixtures/index.json"
+);
+const ATTRIBUTES: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/fixtures/attributes.json"
 );
 const BOUNDARY: Boundary = Boundary::from_bytes(*b"boundary of the index's vectors.");
 const SEED: [u8; 32] = *b"challenge of the proof's vector.";
@@ -72,6 +78,7 @@ fn attributes(kind: FileKind, size: u64, seconds: i64, rdev: u32) -> Value {
             nanos: early,
         },
         rdev,
+        extents: None,
     })
 }
 
@@ -321,8 +328,50 @@ fn proof() -> Json {
     })
 }
 
+/// Kinds and forms of attributes that the first map has not.
+fn later_attributes() -> Vec<(&'static str, Value)> {
+    let with_extents = |size, extents| {
+        let Value::Attributes(attributes) = attributes(FileKind::File, size, 1, 0) else {
+            unreachable!("attributes are attributes");
+        };
+        let extents = Some(extents);
+        Value::Attributes(Attributes {
+            extents,
+            ..attributes
+        })
+    };
+    vec![
+        ("socket", attributes(FileKind::Socket, 0, 1, 0)),
+        ("one hole", with_extents(2 * BLOCK + 1, 2)),
+        (
+            "hole to the end of numbers",
+            with_extents(i64::MAX as u64, 0),
+        ),
+    ]
+}
+
+fn later_fixture() -> Json {
+    let path = Path::new(ATTRIBUTES);
+    if writes() {
+        let written = later_attributes().into_iter().map(|(name, value)| {
+            let mut bytes = Vec::new();
+            value.encode(&mut bytes);
+            json!({"name": name, "value": hex(&bytes)})
+        });
+        let written = Json::from_iter(written);
+        let text = serde_json::to_string_pretty(&written).unwrap() + "\n";
+        std::fs::write(path, text).unwrap();
+        return written;
+    }
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn writes() -> bool {
+    std::env::var_os("GOLDEN").is_some_and(|value| value == "write")
+}
+
 fn fixture() -> Json {
-    if std::env::var_os("GOLDEN").is_some_and(|value| value == "write") {
+    if writes() {
         let written = json!({
             "entries": entries(),
             "patch": hex(&patch().encode().unwrap()),
@@ -359,6 +408,40 @@ fn the_bytes_of_entries_and_patches_are_read() {
         assert_eq!(read, value, "{name}");
     }
     assert_eq!(Patch::decode(&bytes(&fixture["patch"])), Ok(patch()));
+}
+
+#[test]
+fn the_bytes_of_later_attributes_are_written_and_read() {
+    let fixture = later_fixture();
+    let entries = fixture.as_array().unwrap();
+    assert_eq!(entries.len(), later_attributes().len());
+    let key = Key::attributes(Inode(2));
+    for (entry, (name, value)) in entries.iter().zip(later_attributes()) {
+        let mut written = Vec::new();
+        value.encode(&mut written);
+        assert_eq!(entry["value"], hex(&written), "{name}");
+        assert_eq!(Value::decode(&key, &written), Ok(value), "{name}");
+    }
+}
+
+#[test]
+fn a_count_of_extents_stands_only_where_there_are_holes() {
+    let key = Key::attributes(Inode(2));
+    let decode = |kind, size, extents| {
+        let mut bytes = Vec::new();
+        attributes(kind, size, 1, 0).encode(&mut bytes);
+        bytes.extend_from_slice(&u64::to_le_bytes(extents));
+        Value::decode(&key, &bytes)
+    };
+    assert!(decode(FileKind::File, 3 * BLOCK, 2).is_ok());
+    for (kind, size, extents) in [
+        (FileKind::File, 3 * BLOCK, 3),
+        (FileKind::File, 3 * BLOCK, u64::MAX),
+        (FileKind::File, 2_048, 0),
+        (FileKind::Directory, 3 * BLOCK, 0),
+    ] {
+        assert!(decode(kind, size, extents).is_err(), "{kind:?} {size}");
+    }
 }
 
 #[test]

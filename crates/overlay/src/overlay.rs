@@ -121,6 +121,15 @@ impl Overlay {
         files.map(|file| file.ranges.len()).sum()
     }
 
+    /// Bytes of a file that lie in arenas; what a generation overwrites of an older one counts twice. Constant work
+    /// for each generation.
+    pub fn arena_bytes(&self, inode: Inode) -> u64 {
+        let files = self
+            .newest_first()
+            .filter_map(|generation| generation.file(inode));
+        files.map(|file| file.ranges.arena_bytes()).sum()
+    }
+
     /// Divides a range that is about to be written: the parts that the top generation's arena holds
     /// come with their position there and are overwritten in place, the others need a new one.
     pub fn place(&self, inode: Inode, offset: u64, len: u64) -> Vec<(Range<u64>, Option<u64>)> {

@@ -70,6 +70,7 @@ fn attributes(inode: Inode) -> Change {
         mtime: time,
         ctime: time,
         rdev: 0,
+        extents: None,
     };
     Change::Put(Key::attributes(inode), Value::Attributes(attributes))
 }

@@ -54,6 +54,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         mtime: time,
         ctime: time,
         rdev: 0,
+        extents: None,
     };
     vec![
         (

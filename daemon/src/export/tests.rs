@@ -357,6 +357,7 @@ impl Forged {
             mtime: time,
             ctime: time,
             rdev: 0,
+            extents: None,
         };
         let key = Key::attributes(Inode(inode));
         self.entries.insert(key, Value::Attributes(attributes));

@@ -320,6 +320,7 @@ fn empty_tree(
         mtime: now,
         ctime: now,
         rdev: 0,
+        extents: None,
     };
     let totals = Value::Totals {
         files: 0,

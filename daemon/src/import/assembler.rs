@@ -136,7 +136,7 @@ impl<'a> Assembler<'a> {
 
     fn end(&mut self, stamp: Option<Stamp>) -> Result<(), ImportError> {
         let Some(Reading {
-            node,
+            mut node,
             blocks,
             problem,
         }) = self.reading.take()
@@ -155,6 +155,7 @@ impl<'a> Assembler<'a> {
                 reason: "changed while it was read; the image has what was read".into(),
             })?;
         }
+        node.attributes.count_extents(blocks.len() as u64);
         for (offset, block) in blocks {
             let extent = Extent {
                 base: Some(block),

@@ -421,6 +421,7 @@ pub(super) fn attributes_of(stat: &Stat, kind: FileKind) -> Attributes {
             FileKind::CharDevice | FileKind::BlockDevice => stat.st_rdev as u32,
             _ => 0,
         },
+        extents: None,
     }
 }
 

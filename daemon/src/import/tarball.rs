@@ -280,6 +280,7 @@ impl Reader<'_, '_> {
             mtime: member.mtime,
             ctime: member.mtime,
             rdev: member.rdev,
+            extents: None,
         };
         if let Some(folder) = self.plan.folders.remove(&number) {
             self.feed
@@ -414,6 +415,7 @@ fn folder_attributes() -> Attributes {
         mtime: now,
         ctime: now,
         rdev: 0,
+        extents: None,
     }
 }
 

@@ -3,9 +3,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use img_seal::HomeSecret;
+use img_index::{Inode, Key, Node, NodeSource, Value, open_node};
+use img_seal::{HomeSecret, Reference};
 use img_types::limits::{BLOCK_SIZE, INLINE_LEN_MAX};
 use img_types::{KeyEpoch, ObjectId};
 use rustix::fs::{FileType, Mode, XattrFlags, lsetxattr, mknodat};
@@ -37,6 +38,14 @@ impl ObjectSink for Kept {
         let before = self.objects().insert(sealed.reference.id, sealed.bytes);
         assert!(before.is_none(), "an object was given twice");
         Ok(())
+    }
+}
+
+impl NodeSource for Kept {
+    fn node(&self, reference: &Reference) -> Option<Arc<Node>> {
+        let objects = self.objects();
+        let bytes = objects.get(&reference.id)?;
+        Some(Arc::new(open_node(&keys(), reference, bytes).unwrap()))
     }
 }
 
@@ -217,6 +226,11 @@ fn a_disk_is_one_file_without_its_holes() {
     let imported = imported.unwrap();
     assert_eq!((imported.files, imported.logical_bytes), (1, 3 << 30));
     assert!(imported.sealed_bytes < 300_000);
+    let disk = img_index::get(&kept, &imported.root, &Key::attributes(Inode(2)));
+    let Ok(Some(Value::Attributes(disk))) = disk else {
+        panic!("{disk:?}");
+    };
+    assert_eq!(disk.extents, Some(4), "what `stat` tells as its space");
     let progress = reporter.now();
     assert_eq!(progress.total_bytes, Some(3 << 30));
     assert_eq!(progress.done_bytes, 3 << 30);

@@ -12,8 +12,8 @@ use super::{SealError, Sealing};
 pub(super) struct Facts {
     pub(super) files: u64,
     pub(super) logical_bytes: u64,
-    /// Files that were small enough to be inline, and are no longer, by their size alone.
-    pub(super) outgrown: BTreeSet<Inode>,
+    /// Files whose size changes and is not small: their holes do too, and contents may be inline no longer.
+    pub(super) resized: BTreeSet<Inode>,
 }
 
 impl Sealing {
@@ -35,7 +35,7 @@ impl Sealing {
         let mut facts = Facts {
             files,
             logical_bytes,
-            outgrown: BTreeSet::new(),
+            resized: BTreeSet::new(),
         };
         let mut next_inode = match nodes.value(Key::fact(Fact::NextInode))? {
             Some(Value::Number(next)) => next,
@@ -65,12 +65,26 @@ impl Sealing {
                     facts.files += 1;
                     facts.logical_bytes = facts.logical_bytes.saturating_add(size);
                 }
-                match (old, new) {
-                    (None, Some(_)) => next_inode = next_inode.max(inode.0.saturating_add(1)),
-                    (Some(old), Some(new)) if is_small(old.size) && !is_small(new.size) => {
-                        facts.outgrown.insert(inode);
+                if old.is_none() && new.is_some() {
+                    next_inode = next_inode.max(inode.0.saturating_add(1));
+                }
+                let Some(mut new) = new.filter(|new| new.kind == FileKind::File) else {
+                    continue;
+                };
+                if is_small(new.size) {
+                    continue;
+                }
+                match old {
+                    // Whoever changed something else did not know them.
+                    Some(old) if old.size == new.size => {
+                        if new.extents != old.extents {
+                            new.extents = old.extents;
+                            edits.set(key.clone(), Some(Value::Attributes(new)));
+                        }
                     }
-                    _ => {}
+                    _ => {
+                        facts.resized.insert(inode);
+                    }
                 }
             }
         }

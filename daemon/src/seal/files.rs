@@ -1,9 +1,9 @@
 //! The data of changed files: which blocks are sealed, and what becomes of their keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use img_index::{Inode, Key, KeyRange, Value};
+use img_index::{Attributes, Inode, Key, KeyRange, ReadError, Value};
 use img_overlay::{BlockPlan, Edits, INFINITY, InodePlan, Layer, SealPlan};
 use img_seal::Sealer;
 use img_types::limits::BLOCK_SIZE;
@@ -16,10 +16,10 @@ use super::{Made, SealError, Sealing};
 /// A file whose data changes.
 struct File<'a> {
     inode: Inode,
-    /// Its size after the generation; zero if it is gone.
-    size: u64,
-    /// Its size in the root, if it is there.
-    size_before: Option<u64>,
+    /// Its attributes after the generation; nothing if it is gone.
+    now: Option<Attributes>,
+    /// Its attributes in the root, if it is there.
+    before: Option<Attributes>,
     /// Its inline contents in the root, as far as they still count.
     inline: Option<Vec<u8>>,
     /// Nothing if only its size has changed.
@@ -31,19 +31,20 @@ impl Sealing {
     pub(super) fn seal_files(
         &self,
         plan: SealPlan<'_>,
-        outgrown: &BTreeSet<Inode>,
+        resized: &BTreeSet<Inode>,
         edits: &mut Edits,
     ) -> Result<Made, SealError> {
         let changed: BTreeSet<Inode> = plan.inodes().map(|file| file.inode).collect();
         let mut files = plan
             .inodes()
             .map(|file| (file.inode, Some(file)))
-            .chain(outgrown.difference(&changed).map(|inode| (*inode, None)));
+            .chain(resized.difference(&changed).map(|inode| (*inode, None)));
         let mut batch = Batch {
             sealing: self,
             sealers: self.sealers(),
             packer: Packer::new(self),
             jobs: Vec::new(),
+            extents: BTreeMap::new(),
             made: Made::default(),
         };
         loop {
@@ -52,6 +53,10 @@ impl Sealing {
                 break;
             }
             for mut file in self.look_at(some, edits)? {
+                if let Some(now) = file.now.filter(|now| !is_small(now.size)) {
+                    let kept = file.extents_kept(self)?;
+                    batch.extents.insert(file.inode, (now, kept));
+                }
                 file.clear(edits);
                 for block in file.blocks() {
                     batch.add(file.job(block), edits)?;
@@ -82,8 +87,8 @@ impl Sealing {
             };
             found.push(File {
                 inode,
-                size: now.map_or(0, |attributes| attributes.size),
-                size_before: before.map(|attributes| attributes.size),
+                now,
+                before,
                 inline: match inline {
                     Some(Value::Inline(content)) => Some(content),
                     _ => None,
@@ -96,13 +101,54 @@ impl Sealing {
 }
 
 impl File<'_> {
+    fn size(&self) -> u64 {
+        self.now.map_or(0, |now| now.size)
+    }
+
     fn dropped(&self) -> bool {
         self.plan.is_some_and(|plan| plan.dropped())
     }
 
+    /// How many extents of the root are left once everything is removed that is zero as a whole.
+    ///
+    /// Of a file with holes those that go are counted in the index. Where that would need more of it than the seal
+    /// itself, which reads both ends of what it removes, the holes are assumed to lie evenly: a seal does not wait
+    /// for the home in order to count.
+    fn extents_kept(&self, sealing: &Sealing) -> Result<u64, SealError> {
+        let Some(before) = self.before.filter(|_| !self.dropped()) else {
+            return Ok(0);
+        };
+        let all = before.size.next_multiple_of(BLOCK);
+        let had = match before.extents {
+            _ if self.inline.is_some() => 0,
+            _ if is_small(before.size) => {
+                let counted = sealing.count_extents(self.inode, 0, INFINITY, 0)?;
+                return Ok(counted.unwrap_or(0));
+            }
+            Some(extents) => extents,
+            None => all / BLOCK,
+        };
+        let behind = self.size().next_multiple_of(BLOCK).min(all);
+        let cleared = self.plan.iter().flat_map(InodePlan::cleared);
+        let cleared = cleared.map(|(start, end)| (start, end.min(behind)));
+        let mut kept = had;
+        for (start, end) in cleared.chain([(behind, all)]) {
+            let blocks = end.saturating_sub(start) / BLOCK;
+            let removed = if blocks == 0 || blocks * BLOCK == all || had * BLOCK == all {
+                blocks.min(had)
+            } else {
+                let share = u128::from(had) * u128::from(blocks) / u128::from(all / BLOCK);
+                let counted = sealing.count_extents(self.inode, start, end, ENDS)?;
+                counted.unwrap_or(share as u64)
+            };
+            kept = kept.saturating_sub(removed);
+        }
+        Ok(kept)
+    }
+
     /// Removes the keys of what is zero as a whole, and of what lies behind the size.
     fn clear(&mut self, edits: &mut Edits) {
-        let Some(size_before) = self.size_before else {
+        let Some(before) = self.before else {
             return;
         };
         if self.dropped() {
@@ -116,8 +162,8 @@ impl File<'_> {
                 edits.set(Key::inline(self.inode), None);
             }
         }
-        if self.size < size_before {
-            let behind = self.size.next_multiple_of(BLOCK);
+        if self.size() < before.size {
+            let behind = self.size().next_multiple_of(BLOCK);
             edits.clear(KeyRange::extents(self.inode, behind, INFINITY));
         }
     }
@@ -128,10 +174,10 @@ impl File<'_> {
             .plan
             .iter()
             .flat_map(InodePlan::blocks)
-            .take_while(|block| block.offset < self.size)
+            .take_while(|block| block.offset < self.size())
             .peekable();
         let first_changed = changed.peek().is_some_and(|block| block.offset == 0);
-        let outgrown = self.inline.is_some() && !is_small(self.size) && !first_changed;
+        let outgrown = self.inline.is_some() && !is_small(self.size()) && !first_changed;
         let first = outgrown.then(|| BlockPlan {
             offset: 0,
             pieces: Vec::new(),
@@ -142,14 +188,14 @@ impl File<'_> {
 
     /// Takes a block over for sealing, with what is known of its base.
     fn job(&self, block: BlockPlan) -> Job {
-        let len = (self.size - block.offset).min(BLOCK);
+        let len = (self.size() - block.offset).min(BLOCK);
         Job {
             inode: self.inode,
             len: u32::try_from(len).expect("a block is shorter than 4 GiB"),
-            small: is_small(self.size),
+            small: is_small(self.size()),
             base: match &self.inline {
                 Some(content) if block.offset == 0 => Base::Inline(content.clone()),
-                None if self.size_before.is_some() && !self.dropped() => Base::Unknown,
+                None if self.before.is_some() && !self.dropped() => Base::Unknown,
                 _ => Base::Nothing,
             },
             block,
@@ -163,6 +209,8 @@ struct Batch<'a> {
     sealers: Vec<Sealer>,
     packer: Packer<'a>,
     jobs: Vec<Job>,
+    /// The files that are not small, with how many extents they have.
+    extents: BTreeMap<Inode, (Attributes, u64)>,
     made: Made,
 }
 
@@ -178,6 +226,10 @@ impl Batch<'_> {
     fn finish(mut self, edits: &mut Edits) -> Result<Made, SealError> {
         self.run(edits)?;
         self.packer.flush(edits)?;
+        for (inode, (mut attributes, extents)) in self.extents {
+            attributes.count_extents(extents);
+            edits.set(Key::attributes(inode), Some(Value::Attributes(attributes)));
+        }
         self.made.add(self.packer.made);
         Ok(self.made)
     }
@@ -238,6 +290,7 @@ impl Batch<'_> {
             inode, block, base, ..
         } = job;
         let (mut extent, mut inline) = (None, None);
+        let has_extent = matches!(outcome, Outcome::Extent(_) | Outcome::Patch { .. });
         match outcome {
             Outcome::Same => return Ok(()),
             Outcome::Hole => {}
@@ -259,6 +312,10 @@ impl Batch<'_> {
                 self.packer.add(waiting, section, edits)?;
             }
         }
+        if let Some((_, extents)) = self.extents.get_mut(&inode) {
+            let had_extent = matches!(base, Base::Extent(_));
+            *extents = (*extents + u64::from(has_extent)).saturating_sub(u64::from(had_extent));
+        }
         // The extent that waits for its patch is set over this deletion when the patch is made.
         if matches!(base, Base::Extent(_)) || extent.is_some() {
             edits.set(Key::extent(inode, block.offset), extent);
@@ -271,6 +328,33 @@ impl Batch<'_> {
 }
 
 impl Sealing {
+    /// Counts the extents of a range in the root; nothing if more nodes than `fetched` would have to be fetched for
+    /// that at once, or the range is a very large one.
+    fn count_extents(
+        &self,
+        inode: Inode,
+        start: u64,
+        end: u64,
+        fetched: usize,
+    ) -> Result<Option<u64>, SealError> {
+        let Some(root) = self.closed.base.as_ref() else {
+            return Ok(Some(0));
+        };
+        let (nodes, range) = (self.nodes(), KeyRange::extents(inode, start, end));
+        loop {
+            match img_index::range(&nodes, root, &range, EXTENTS_COUNTED_MAX) {
+                Ok(found) if found.len() < EXTENTS_COUNTED_MAX => {
+                    return Ok(Some(found.len() as u64));
+                }
+                Err(ReadError::Absent(absent)) if absent.0.len() <= fetched => {
+                    nodes.fetch(&absent.0)?;
+                }
+                Ok(_) | Err(ReadError::Absent(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Finds the extents under the blocks that may have one.
     fn look_up_bases(&self, jobs: &mut [Job]) -> Result<(), SealError> {
         let mut unknown: Vec<&mut Job> = jobs
@@ -294,4 +378,8 @@ impl Sealing {
 
 /// Blocks of a batch: 16 MiB of contents.
 const BATCH_BLOCKS: usize = 256;
+/// Extents that are counted in one cleared range: 4 GiB of contents.
+const EXTENTS_COUNTED_MAX: usize = 65_536;
+/// Nodes at the ends of a cleared range.
+const ENDS: usize = 2;
 const BLOCK: u64 = BLOCK_SIZE as u64;

@@ -19,7 +19,7 @@ pub struct Shown {
     pub inode: Inode,
     /// Its attributes, owners mapped.
     pub attributes: Attributes,
-    /// Space that it occupies in units of 512 bytes, estimated.
+    /// Space that it occupies in units of 512 bytes.
     pub blocks: u64,
 }
 

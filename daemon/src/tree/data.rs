@@ -288,39 +288,41 @@ impl Tree {
         Ok((what == Seek::Hole && expected < end).then_some(expected.max(offset)))
     }
 
-    /// Estimates the 512-byte units that a file occupies, from what is at hand.
+    /// Counts the 512-byte units that a file occupies, from what is in memory.
     ///
-    /// Dirty ranges count as they are. Below the overlay extents count whole; a file of up to one
-    /// block, or one whose part of the index is not in memory, counts as if it had no holes there. So
-    /// does one of more than [`RANGES_COUNTED_MAX`] dirty ranges until they are sealed.
+    /// Dirty ranges count as they are. Below them the root says how many extents the file has, not where: what
+    /// overwrites contents of a file with holes counts beside them, and what punches them does not count yet,
+    /// until the seal. So do ranges beyond [`RANGES_COUNTED_MAX`]. The count never exceeds the size.
     pub(super) fn blocks(&self, view: View<'_>, inode: Inode, size: u64) -> u64 {
-        if view.state.overlay.ranges(inode) > RANGES_COUNTED_MAX {
-            return size.div_ceil(512);
+        let overlay = &view.state.overlay;
+        let (mut dirty, mut below) = (0, 0);
+        if overlay.ranges(inode) > RANGES_COUNTED_MAX {
+            (dirty, below) = (overlay.arena_bytes(inode), size);
+        } else {
+            for piece in overlay.read(inode, 0, size) {
+                match piece {
+                    Piece::Arena { len, .. } | Piece::Copied { len, .. } => dirty += len,
+                    Piece::Zero { .. } => {}
+                    Piece::Below { len, .. } => below += len,
+                }
+            }
         }
-        let mut bytes = 0_u64;
-        for piece in view.state.overlay.read(inode, 0, size) {
-            bytes += match piece {
-                Piece::Arena { len, .. } | Piece::Copied { len, .. } => len,
-                Piece::Zero { .. } => 0,
-                Piece::Below { offset, len } => match &view.state.root {
-                    Some(root) if len > BLOCK_SIZE as u64 => {
-                        self.blocks_below(root, inode, offset, len)
-                    }
-                    Some(_) => len,
-                    None => 0,
-                },
-            };
+        if below > 0 {
+            below = below.min(self.allocated_below(view, inode, size));
         }
-        bytes.div_ceil(512)
+        dirty.saturating_add(below).min(size).div_ceil(512)
     }
 
-    fn blocks_below(&self, root: &Reference, inode: Inode, offset: u64, len: u64) -> u64 {
-        let range = KeyRange::extents(inode, block_start(offset), offset + len);
-        match img_index::range(&*self.source, root, &range, BLOCKS_COUNTED_MAX) {
-            Ok(found) if found.len() < BLOCKS_COUNTED_MAX => {
-                (found.len() as u64 * BLOCK_SIZE as u64).min(len)
-            }
-            _ => len,
+    /// What a file of this size occupies in the root. If the root's attributes are not in memory any more, which
+    /// only happens while it is open, it counts as full.
+    fn allocated_below(&self, view: View<'_>, inode: Inode, size: u64) -> u64 {
+        let Some(root) = &view.state.root else {
+            return 0;
+        };
+        match img_index::get(&*self.source, root, &Key::attributes(inode)) {
+            Ok(Some(Value::Attributes(attributes))) => attributes.allocated(),
+            Ok(_) => 0,
+            Err(_) => size,
         }
     }
 }
@@ -391,7 +393,5 @@ pub(super) const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 const SEEK_STEP: usize = 256;
 /// Extents that one search for a hole looks at: 4 GiB of data in a row.
 pub const SEEK_EXTENTS_MAX: usize = 65_536;
-/// Dirty ranges that one `stat` counts; a file of more counts as full.
+/// Dirty ranges that one `stat` looks at.
 pub(super) const RANGES_COUNTED_MAX: usize = 4_096;
-/// Extents that one `stat` counts: 256 MiB of data; a larger file counts as full.
-const BLOCKS_COUNTED_MAX: usize = 4_096;

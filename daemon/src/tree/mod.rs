@@ -426,6 +426,7 @@ fn found(state: &mut State, owner: OwnerMapping) {
         mtime: now,
         ctime: now,
         rdev: 0,
+        extents: None,
     };
     state.next_inode = Some(Inode(Inode::ROOT.0 + 1));
     state.apply(Change::Put(

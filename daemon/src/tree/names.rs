@@ -268,6 +268,7 @@ impl Tree {
                 mtime: transaction.now,
                 ctime: transaction.now,
                 rdev: new.rdev,
+                extents: None,
             },
         );
         let kind = new.kind;

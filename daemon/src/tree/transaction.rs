@@ -63,8 +63,9 @@ impl<'a> Transaction<'a> {
         Ok(attributes)
     }
 
-    /// Sets attributes.
-    pub(super) fn set_attributes(&mut self, inode: Inode, attributes: Attributes) {
+    /// Sets attributes. How many extents a file has then is for its seal to say.
+    pub(super) fn set_attributes(&mut self, inode: Inode, mut attributes: Attributes) {
+        attributes.extents = None;
         self.attributes.insert(inode, attributes);
     }
 

@@ -169,6 +169,12 @@ impl Device {
                 _ => {}
             }
         }
+        for (inode, (attributes, _)) in &image.files {
+            let extents = image.extents.keys().filter(|(of, _)| of == inode);
+            let mut counted = *attributes;
+            counted.count_extents(extents.count() as u64);
+            assert_eq!(attributes.extents, counted.extents, "{inode:?}");
+        }
         image
     }
 }
@@ -324,6 +330,7 @@ fn attributes(size: u64) -> Attributes {
         mtime: time,
         ctime: time,
         rdev: 0,
+        extents: None,
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn attributes(size: u64) -> Value {
         mtime: time,
         ctime: time,
         rdev: 0,
+        extents: None,
     })
 }
 

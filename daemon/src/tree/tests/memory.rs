@@ -111,6 +111,18 @@ impl Memory {
                     }
                 }
             }
+            let extents = blocks
+                .values()
+                .filter(|block| block.iter().any(|byte| *byte != 0));
+            let extents = extents.count() as u64;
+            let attributes = Key::attributes(file.inode);
+            for edit in &mut edits {
+                if let Edit::Put(key, Value::Attributes(now)) = edit
+                    && *key == attributes
+                {
+                    now.count_extents(extents);
+                }
+            }
             let mut after: BTreeMap<Key, Edit> = before
                 .iter()
                 .map(|(key, _)| (key.clone(), Edit::Delete(key.clone())))

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use img_index::Inode;
-use img_types::limits::DISK_RESERVE;
+use img_types::limits::{BLOCK_SIZE, DISK_RESERVE};
 use rustix::io::Errno;
 
 use super::super::data::RANGES_COUNTED_MAX;
-use super::super::{Access, Failure};
+use super::super::{Access, Allocation, Failure, SetAttributes, Tree};
 use super::Place;
 use super::single::file;
 
@@ -60,6 +60,77 @@ fn a_file_of_very_many_dirty_ranges_is_not_counted_range_by_range() {
     (0..RANGES_COUNTED_MAX / 2).for_each(write);
     assert_eq!(blocks(), RANGES_COUNTED_MAX as u64, "the holes are seen");
     (0..=RANGES_COUNTED_MAX).for_each(write);
-    let size = RANGES_COUNTED_MAX as u64 * 2_048 + 1_024;
-    assert_eq!(blocks(), size / 512, "it counts as if it had none");
+    let written = (RANGES_COUNTED_MAX as u64 + 1) * 1_024;
+    assert_eq!(blocks(), written / 512, "the holes are still seen");
+}
+
+#[test]
+fn the_space_of_a_file_with_holes_is_told_without_its_part_of_the_index() {
+    const BLOCK: u64 = BLOCK_SIZE as u64;
+    let place = Place::new();
+    let inode = open_file(&place);
+    let blocks = || place.run(|tree| tree.attributes(inode)).unwrap().blocks;
+    let write = |offset: u64, len: usize| {
+        place
+            .run(|tree| tree.write(inode, offset, &vec![1; len], false))
+            .unwrap();
+    };
+    let seal = || {
+        place.freeze();
+        place.seal();
+        place.memory.forget();
+        place.tree().release_all();
+        place
+            .run(|tree| tree.open(inode, Access::default()))
+            .unwrap();
+    };
+    let resize = |size: u64| {
+        let set = SetAttributes {
+            size: Some(size),
+            ..SetAttributes::default()
+        };
+        place.run(|tree| tree.set_attributes(inode, set)).unwrap();
+    };
+    write(0, BLOCK_SIZE);
+    write(50 * BLOCK, BLOCK_SIZE);
+    assert_eq!(blocks(), 256, "two blocks");
+    seal();
+    assert_eq!(blocks(), 256, "two extents");
+
+    write(20 * BLOCK, 4_096);
+    assert_eq!(blocks(), 264, "and a page");
+    let punch = |tree: &Tree| tree.allocate(inode, 0, BLOCK, Allocation::Punch, true);
+    place.run(punch).unwrap();
+    assert_eq!(blocks(), 264, "where the extents are is not known");
+    seal();
+    assert_eq!(blocks(), 256, "one extent is gone, one has come");
+
+    resize(40 * BLOCK);
+    seal();
+    assert_eq!(blocks(), 128);
+    resize(1 << 40);
+    assert_eq!(blocks(), 128);
+    resize(0);
+    assert_eq!(blocks(), 0);
+}
+
+#[test]
+fn the_space_of_a_file_without_holes_is_what_is_left_of_it() {
+    let place = Place::new();
+    let inode = open_file(&place);
+    let blocks = || place.run(|tree| tree.attributes(inode)).unwrap().blocks;
+    let write = |tree: &Tree| tree.write(inode, 0, &vec![1; 10 * BLOCK_SIZE], false);
+    place.run(write).unwrap();
+    place.freeze();
+    place.seal();
+    place.run(write).unwrap();
+    assert_eq!(blocks(), 1_280, "what is overwritten counts once");
+    place.freeze();
+    place.seal();
+    let punch = |tree: &Tree| {
+        let len = 3 * BLOCK_SIZE as u64;
+        tree.allocate(inode, 0, len, Allocation::Punch, true)
+    };
+    place.run(punch).unwrap();
+    assert_eq!(blocks(), 896);
 }
