@@ -47,6 +47,7 @@ impl Sealing {
             extents: BTreeMap::new(),
             made: Made::default(),
         };
+        let mut home_answers = true;
         loop {
             let some: Vec<_> = files.by_ref().take(LOOK_UPS_MAX).collect();
             if some.is_empty() {
@@ -54,7 +55,7 @@ impl Sealing {
             }
             for mut file in self.look_at(some, edits)? {
                 if let Some(now) = file.now.filter(|now| !is_small(now.size)) {
-                    let kept = file.extents_kept(self)?;
+                    let kept = file.extents_kept(self, &mut home_answers)?;
                     batch.extents.insert(file.inode, (now, kept));
                 }
                 file.clear(edits);
@@ -111,10 +112,10 @@ impl File<'_> {
 
     /// How many extents of the root are left once everything is removed that is zero as a whole.
     ///
-    /// Of a file with holes those that go are counted in the index. Where that would need more of it than the seal
-    /// itself, which reads both ends of what it removes, the holes are assumed to lie evenly: a seal does not wait
-    /// for the home in order to count.
-    fn extents_kept(&self, sealing: &Sealing) -> Result<u64, SealError> {
+    /// Of a file with holes those that go are counted in the index. If the home does not answer with what is absent
+    /// of it, the holes are assumed to lie evenly: a seal must not wait for the home in order to count. Then
+    /// `home_answers` is cleared, and the next files do not ask.
+    fn extents_kept(&self, sealing: &Sealing, home_answers: &mut bool) -> Result<u64, SealError> {
         let Some(before) = self.before.filter(|_| !self.dropped()) else {
             return Ok(0);
         };
@@ -122,7 +123,7 @@ impl File<'_> {
         let had = match before.extents {
             _ if self.inline.is_some() => 0,
             _ if is_small(before.size) => {
-                let counted = sealing.count_extents(self.inode, 0, INFINITY, 0)?;
+                let counted = sealing.count_extents(self.inode, 0, INFINITY, &mut false)?;
                 return Ok(counted.unwrap_or(0));
             }
             Some(extents) => extents,
@@ -138,7 +139,7 @@ impl File<'_> {
                 blocks.min(had)
             } else {
                 let share = u128::from(had) * u128::from(blocks) / u128::from(all / BLOCK);
-                let counted = sealing.count_extents(self.inode, start, end, ENDS)?;
+                let counted = sealing.count_extents(self.inode, start, end, home_answers)?;
                 counted.unwrap_or(share as u64)
             };
             kept = kept.saturating_sub(removed);
@@ -328,14 +329,14 @@ impl Batch<'_> {
 }
 
 impl Sealing {
-    /// Counts the extents of a range in the root; nothing if more nodes than `fetched` would have to be fetched for
-    /// that at once, or the range is a very large one.
+    /// Counts the extents of a range in the root; nothing if the range is a very large one, or a part of the index
+    /// is absent and the home does not answer soon or is not to be asked.
     fn count_extents(
         &self,
         inode: Inode,
         start: u64,
         end: u64,
-        fetched: usize,
+        home_answers: &mut bool,
     ) -> Result<Option<u64>, SealError> {
         let Some(root) = self.closed.base.as_ref() else {
             return Ok(Some(0));
@@ -346,10 +347,13 @@ impl Sealing {
                 Ok(found) if found.len() < EXTENTS_COUNTED_MAX => {
                     return Ok(Some(found.len() as u64));
                 }
-                Err(ReadError::Absent(absent)) if absent.0.len() <= fetched => {
-                    nodes.fetch(&absent.0)?;
+                Ok(_) => return Ok(None),
+                Err(ReadError::Absent(absent)) => {
+                    *home_answers = *home_answers && nodes.fetch_soon(&absent.0);
+                    if !*home_answers {
+                        return Ok(None);
+                    }
                 }
-                Ok(_) | Err(ReadError::Absent(_)) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -380,6 +384,4 @@ impl Sealing {
 const BATCH_BLOCKS: usize = 256;
 /// Extents that are counted in one cleared range: 4 GiB of contents.
 const EXTENTS_COUNTED_MAX: usize = 65_536;
-/// Nodes at the ends of a cleared range.
-const ENDS: usize = 2;
 const BLOCK: u64 = BLOCK_SIZE as u64;

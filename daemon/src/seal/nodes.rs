@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use img_index::{Key, Node, NodeSink, NodeSource, ReadError, Value, get};
 use img_proto::Class;
@@ -64,6 +65,13 @@ impl<'a> Nodes<'a> {
         let fetching = self.objects.fetch_nodes(nodes, Class::Demand);
         self.runtime.block_on(fetching)
     }
+
+    /// Brings nodes to this device if the home answers within [`PATIENCE`]; says whether it did.
+    pub(super) fn fetch_soon(&self, nodes: &[Reference]) -> bool {
+        let fetching = self.objects.fetch_nodes(nodes, Class::Demand);
+        let in_time = async { tokio::time::timeout(PATIENCE, fetching).await };
+        matches!(self.runtime.block_on(in_time), Ok(Ok(())))
+    }
 }
 
 impl NodeSource for Nodes<'_> {
@@ -106,3 +114,6 @@ impl NodeSink for Outbox<'_> {
         }
     }
 }
+
+/// How long a seal waits for nodes that it can do without.
+const PATIENCE: Duration = Duration::from_secs(5);

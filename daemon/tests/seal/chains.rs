@@ -297,3 +297,21 @@ async fn a_part_that_is_not_what_the_extent_says_is_corruption() {
         None
     );
 }
+
+/// How much of a file with holes is left is counted in parts of the index that the device never had.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_extents_of_a_file_with_holes_are_counted_where_it_is_punched() {
+    let home = Arc::new(Home::default());
+    let mut changes = Changes::new();
+    changes.create(FILE);
+    for block in (0..300).chain([400, 599]) {
+        changes.write(FILE, block * BLOCK, b"something");
+    }
+    let first = changes.seal_on(&Device::new(&home), None).await.root;
+    changes.zero(FILE, 10 * BLOCK, 280 * BLOCK);
+    changes.truncate(FILE, 500 * BLOCK);
+    let other = Device::new(&home);
+    let second = changes.seal_on(&other, Some(first)).await.root;
+    let image = other.read_image(second).await;
+    assert_eq!(image.files[&FILE].0.extents, Some(21));
+}
