@@ -26,7 +26,9 @@ struct Exchange<'a> {
     reply: &'a Reply,
     /// Where the home stood at least when the request was sent.
     floor: u64,
-    /// The same for the first time that this request was sent.
+    /// When this request was first sent.
+    first_sent: Nanos,
+    /// Where the home stood at least at that time.
     first_floor: u64,
     /// Where the home stood when it answered.
     at: u64,
@@ -48,6 +50,8 @@ struct Answers<'a> {
     first_sent: BTreeMap<RequestId, Nanos>,
     /// Requests that had an effect.
     kept: BTreeSet<RequestId>,
+    /// Ids of refused requests that were used for something else.
+    reused: BTreeSet<RequestId>,
     /// The lives of each client, as far as the home answered their Hello.
     lives: BTreeMap<u32, Vec<Option<Known>>>,
     granted: BTreeMap<(ImageId, u64), RequestId>,
@@ -75,6 +79,7 @@ pub(super) fn check(
         floors: Floors::default(),
         first_sent: BTreeMap::new(),
         kept: BTreeSet::new(),
+        reused: BTreeSet::new(),
         lives: BTreeMap::new(),
         granted: BTreeMap::new(),
         grants: BTreeMap::new(),
@@ -97,6 +102,7 @@ pub(super) fn check(
                 let first = request
                     .id
                     .and_then(|id| answers.first_sent.get(&id).copied());
+                let first_sent = first.unwrap_or(sent);
                 let exchange = Exchange {
                     number,
                     life,
@@ -105,7 +111,8 @@ pub(super) fn check(
                     request,
                     reply,
                     floor: answers.floors.at(sent),
-                    first_floor: answers.floors.at(first.unwrap_or(sent)),
+                    first_floor: answers.floors.at(first_sent),
+                    first_sent,
                     at: reply.at.map_or(u64::MAX, |at| at.position.0),
                 };
                 let name = name_of(&request.call);
@@ -193,10 +200,12 @@ impl Answers<'_> {
                     last = Some(request);
                 }
                 Written::Answered(time, reply) => {
-                    let id = last
-                        .filter(|request| !is_reuse(request))
-                        .and_then(|request| request.id);
-                    self.kept.extend(id.filter(|_| reply.result.is_ok()));
+                    let id = last.and_then(|request| request.id);
+                    let id = id.filter(|_| reply.result.is_ok());
+                    match last.is_some_and(is_reuse) {
+                        true => self.reused.extend(id),
+                        false => self.kept.extend(id),
+                    }
                     let Some(at) = reply.at else { continue };
                     self.floors.0.push((*time, at.position.0));
                     let place = at
@@ -224,30 +233,51 @@ impl Answers<'_> {
 
     fn judge(&mut self, device: &Device, exchange: &Exchange<'_>) -> Result<(), &'static str> {
         holds(exchange.at >= exchange.floor, "the home went back")?;
-        let lives = self.lives.get(&exchange.number);
-        let lives = lives.map(Vec::as_slice).unwrap_or_default();
-        let own = lives[exchange.life].map(|(_, instance)| instance);
-        let others = || {
-            (0..lives.len())
-                .filter(|life| *life != exchange.life)
-                .map(|life| lives[life])
-        };
         match &exchange.reply.result {
-            Err(Refusal::InstanceFenced) => {
-                // A life that was killed may not have heard which one it was.
-                let newer = others().any(|other| other.is_none_or(|(_, other)| Some(other) > own));
-                holds(newer, "fenced without a newer daemon")
-            }
+            Err(Refusal::InstanceFenced) => holds(
+                self.may_be_fenced(exchange),
+                "fenced without a newer daemon",
+            ),
             Ok(answer) => {
-                let mut others = others().flatten();
-                let fenced =
-                    others.any(|(known, other)| Some(other) > own && known < exchange.sent);
-                let acts = exchange.request.id.is_some();
-                holds(!(fenced && acts), "a call of an earlier daemon was taken")?;
+                if let Some(known) = self.fenced(exchange) {
+                    // What became of an earlier request it may be told; nothing of that is its own any more.
+                    let acts = exchange.request.id.is_some();
+                    let told = exchange.first_sent < known && !is_current(answer);
+                    holds(!acts || told, "a call of an earlier daemon was taken")?;
+                }
                 self.accepted(device, exchange, answer)
             }
             Err(refusal) => self.refused(device, exchange, refusal),
         }
+    }
+
+    /// The other lives of a client, as far as the home answered their Hello.
+    fn others(&self, exchange: &Exchange<'_>) -> impl Iterator<Item = Option<Known>> {
+        let own = exchange.life;
+        let lives = self.lives.get(&exchange.number).into_iter().flatten();
+        let others = lives.enumerate().filter(move |(life, _)| *life != own);
+        others.map(|(_, known)| *known)
+    }
+
+    fn instance(&self, exchange: &Exchange<'_>) -> Option<Instance> {
+        let known = self.lives.get(&exchange.number)?.get(exchange.life)?;
+        known.map(|(_, instance)| instance)
+    }
+
+    /// Whether there may have been a newer daemon: a life that was killed may not have heard which one it was.
+    fn may_be_fenced(&self, exchange: &Exchange<'_>) -> bool {
+        let own = self.instance(exchange);
+        self.others(exchange)
+            .any(|other| other.is_none_or(|(_, other)| Some(other) > own))
+    }
+
+    /// Since when the home knew a newer daemon, if it did when the request was sent.
+    fn fenced(&self, exchange: &Exchange<'_>) -> Option<Nanos> {
+        let own = self.instance(exchange);
+        let newer = self.others(exchange).flatten();
+        let newer = newer.filter(|(_, other)| Some(*other) > own);
+        let known = newer.map(|(known, _)| known).min();
+        known.filter(|known| *known < exchange.sent)
     }
 
     fn accepted(
@@ -287,7 +317,9 @@ impl Answers<'_> {
                     });
                     holds(told, "the grant came with another head")?;
                 } else {
-                    holds(tenure.end <= exchange.at, "a current grant is told as over")?;
+                    // It is over for an earlier daemon of the holder.
+                    let over = tenure.end <= exchange.at || self.may_be_fenced(exchange);
+                    holds(over, "a current grant is told as over")?;
                 }
                 let before = line.head_at(tenure.start);
                 match call {
@@ -430,7 +462,12 @@ impl Answers<'_> {
             | (Call::Stage { .. }, Refusal::OverLimit(_))
             // Another life of this client has ended the session.
             | (Call::Push { .. }, Refusal::SessionClosed) => Ok(()),
-            (Call::Unstage { .. }, Refusal::RequestReused) if is_reuse(exchange.request) => Ok(()),
+            (_, Refusal::RequestReused) => {
+                // Another life may have used the id of a refused request that this one repeats.
+                let id = exchange.request.id;
+                let reused = id.is_some_and(|id| self.reused.contains(&id));
+                holds(reused || is_reuse(exchange.request), "a new request id is called used")
+            }
             _ => Err("a refusal without a reason"),
         }
     }
@@ -644,6 +681,14 @@ fn granting(call: &Call) -> Result<(ImageId, Option<CheckoutId>), &'static str> 
         }
         _ => Err("a grant that nobody asked for"),
     }
+}
+
+/// Whether an answer says that the caller holds something.
+fn is_current(answer: &Answer) -> bool {
+    matches!(
+        answer,
+        Answer::Granted { current: true, .. } | Answer::Renewed { .. }
+    )
 }
 
 /// Whether a client used a request id for something else, on purpose.

@@ -23,6 +23,8 @@ struct Scene {
     log: Vec<Logged>,
     history: Vec<Entry>,
     lines: BTreeMap<u32, Vec<Line>>,
+    /// When a second daemon of device 2 said Hello.
+    newer: Option<Nanos>,
     time: Nanos,
 }
 
@@ -36,6 +38,7 @@ impl Scene {
             log: Vec::new(),
             history: Vec::new(),
             lines: BTreeMap::new(),
+            newer: None,
             time: 0,
         };
         for number in 1..=3 {
@@ -195,6 +198,10 @@ impl Scene {
                 journal.write(line).unwrap();
             }
         }
+        if let Some(time) = self.newer {
+            let journal = Journal::create(&journal::path(dir.path(), 2, 1)).unwrap();
+            journal.write(&Line::Hello(time, Instance(2))).unwrap();
+        }
         let evidence = Evidence {
             plan: Plan {
                 address: String::new(),
@@ -315,6 +322,34 @@ fn a_call_of_an_earlier_daemon_that_was_taken_is_found() {
     let mut scene = Scene::sound();
     scene.renew(2, 2, Err(Refusal::InstanceFenced));
     scene.finds("fenced without a newer daemon");
+
+    let mut scene = Scene::sound();
+    scene.newer = Some(scene.time);
+    scene.time += STEP;
+    scene.renew(2, 2, Ok(Answer::Renewed { ttl_ms: 1 }));
+    scene.finds("a call of an earlier daemon was taken");
+}
+
+#[test]
+fn an_earlier_daemon_may_be_told_what_became_of_its_requests() {
+    let mut scene = Scene::sound();
+    let lines = &scene.lines[&2];
+    let [_, Line::Sent(_, request), Line::Answered(_, reply), ..] = lines.as_slice() else {
+        panic!("{lines:?}");
+    };
+    let (request, mut reply) = (request.clone(), reply.clone());
+    let Ok(Answer::Granted { current, .. }) = &mut reply.result else {
+        panic!("{reply:?}");
+    };
+    *current = false;
+    reply.at = Some(scene.standing());
+    scene.newer = Some(scene.time);
+    let again = [
+        Line::Sent(scene.time + STEP, request),
+        Line::Answered(scene.time + 2 * STEP, reply),
+    ];
+    scene.lines.get_mut(&2).unwrap().extend(again);
+    assert_eq!(scene.problems(), Vec::<String>::new());
 }
 
 #[test]
