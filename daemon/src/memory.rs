@@ -1,8 +1,9 @@
 //! How the daemon's heap is kept small.
 //!
 //! Blocks are opened, read and dropped by many threads. glibc gives these up to eight arenas for each core, and keeps
-//! in each what was freed in it. With two arenas in all the process held a fifth less after a walk over 150,000 files
-//! (233 instead of 284 MB on two cores; the more cores, the more arenas there would be).
+//! in each what was freed in it. With two arenas in all the process held 173 instead of 187 MiB after a walk over
+//! 150,000 files on two cores; the more cores, the more arenas there would be. `docs/numbers.md` says how that was
+//! measured.
 
 /// Has glibc use few arenas; call it before the first thread is started. Nothing happens with another C library.
 pub fn use_few_arenas() {
