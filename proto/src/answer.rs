@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use img_types::{
-    CheckoutId, CommitId, DeviceId, Epoch, ImageId, Instance, InviteId, LeaseMode, ObjectId, Seq,
-    Token, UploadId, WallMillis,
+    CheckoutId, CommitId, DeviceId, Epoch, ImageId, Instance, InviteId, LeaseMode, LogPosition,
+    ObjectId, Seq, Token, UploadId, WallMillis,
 };
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +152,13 @@ pub enum Answer {
         /// The entries.
         entries: Vec<AuditRow>,
         /// Whether older ones are kept.
+        more: bool,
+    },
+    /// Entries of the log with their positions, newest first, as `img-records` encodes them.
+    History {
+        /// The entries.
+        entries: Vec<(LogPosition, Bytes)>,
+        /// Whether there are older ones.
         more: bool,
     },
 }

@@ -335,6 +335,15 @@ pub enum AdminCommand {
         /// Most entries wanted.
         limit: u32,
     },
+    /// An image's entries of the home's log, newest first: who had its lease, and what moved its head.
+    History {
+        /// Which image; also one that is deleted.
+        image: ImageId,
+        /// Start below this position, or at the end.
+        before: Option<LogPosition>,
+        /// Most entries wanted.
+        limit: u32,
+    },
 }
 
 impl Call {

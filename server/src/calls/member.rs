@@ -57,6 +57,11 @@ pub(super) async fn answer(
             match command {
                 AdminCommand::Usage => read::usage(home).await,
                 AdminCommand::Audit { before, limit } => read::audit(home, before, limit).await,
+                AdminCommand::History {
+                    image,
+                    before,
+                    limit,
+                } => read::history(home, image, before, limit).await,
             }
         }
         _ => Err(Refusal::Malformed("this call needs a stream of its own".to_owned()).into()),

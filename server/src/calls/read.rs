@@ -6,7 +6,7 @@ use bytes::Bytes;
 use img_proto::frame::REPLY_LEN_MAX;
 use img_proto::{Answer, ImageRow, Refusal};
 use img_types::limits::{IDS_PER_REQUEST_MAX, RECORDS_PER_REPLY_MAX};
-use img_types::{CommitId, DeviceId, ImageId, ObjectId, Seq, UploadId};
+use img_types::{CommitId, DeviceId, ImageId, LogPosition, ObjectId, Seq, UploadId};
 
 use crate::db::images::Image;
 use crate::db::{Columns as _, Stop, audit, history, images, objects, uploads};
@@ -185,6 +185,22 @@ pub(super) async fn audit(
     let more = entries.len() > wanted;
     entries.truncate(wanted);
     Ok(Answer::Audit { entries, more })
+}
+
+/// An image's entries of the log, newest first.
+pub(super) async fn history(
+    home: &Arc<Home>,
+    image: ImageId,
+    before: Option<LogPosition>,
+    limit: u32,
+) -> Result<Answer, Stop> {
+    let wanted = (limit as usize).min(RECORDS_PER_REPLY_MAX);
+    let limit = u32::try_from(wanted + 1).unwrap_or(u32::MAX);
+    let mut connection = home.db.reads().acquire().await?;
+    let mut entries = history::entries_of(&mut connection, image, before, limit).await?;
+    let more = entries.len() > wanted;
+    entries.truncate(wanted);
+    Ok(Answer::History { entries, more })
 }
 
 /// What a home holds.

@@ -1,5 +1,6 @@
 //! Commits, pins and the log as rows.
 
+use bytes::Bytes;
 use img_lease::Pin;
 use img_lease::grantor::History;
 use img_proto::Standing;
@@ -125,6 +126,28 @@ pub(crate) async fn images_after(
         .await?;
     let ids = rows.iter().map(|row| row.id(0, ImageId::from_bytes));
     ids.collect()
+}
+
+/// An image's entries below a position, newest first.
+pub(crate) async fn entries_of(
+    connection: &mut SqliteConnection,
+    image: ImageId,
+    before: Option<LogPosition>,
+    limit: u32,
+) -> sqlx::Result<Vec<(LogPosition, Bytes)>> {
+    let rows = sqlx::query(
+        "SELECT position, entry FROM log WHERE image = $1 AND position < $2 \
+         ORDER BY position DESC LIMIT $3",
+    )
+    .bind(&image.as_bytes()[..])
+    .bind(before.map_or(i64::MAX, |before| big(before.0)))
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    let entries = rows
+        .iter()
+        .map(|row| Ok((LogPosition(row.number(0)?), row.bytes(1)?.into())));
+    entries.collect()
 }
 
 /// Finds a pin.

@@ -146,3 +146,47 @@ async fn the_oldest_entries_go_and_strangers_push_out_only_strangers() {
     }
     assert_eq!((devices, strangers), (10_000, 1_000));
 }
+
+#[tokio::test]
+async fn admins_see_who_had_an_image() {
+    let (home, first) = TestHome::founded().await;
+    let second = home.second(&first).await;
+    let (draft, _, token) = image(&home, &first, 1).await;
+    let release = Call::Release {
+        image: draft.image,
+        checkout: first.device.checkout,
+        token,
+    };
+    first.call(release).await.unwrap();
+    let history = |before, limit| Call::Admin {
+        command: AdminCommand::History {
+            image: draft.image,
+            before,
+            limit,
+        },
+    };
+    let Ok(Answer::History { entries, more }) = first.call(history(None, 2)).await else {
+        panic!("no history");
+    };
+    assert!(more);
+    let kind = |bytes: &Bytes| {
+        let mut reader = img_types::bytes::Reader::new(bytes);
+        let entry = img_records::LogEntry::decode(&mut reader).unwrap();
+        assert_eq!(
+            (entry.image, entry.device),
+            (draft.image, first.device.id())
+        );
+        entry.kind
+    };
+    use img_records::LogKind;
+    let kinds: Vec<_> = entries.iter().map(|(_, entry)| kind(entry)).collect();
+    assert_eq!(kinds, [LogKind::Release, LogKind::Commit]);
+    let older = first.call(history(Some(entries[1].0), 100)).await;
+    let Ok(Answer::History { entries, more }) = older else {
+        panic!("no history");
+    };
+    let kinds: Vec<_> = entries.iter().map(|(_, entry)| kind(entry)).collect();
+    assert!(kinds.contains(&LogKind::Grant) && !more);
+    let refused = second.call(history(None, 2)).await;
+    assert_eq!(refused, Err(Refusal::NotAdmin));
+}
