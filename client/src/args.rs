@@ -175,7 +175,7 @@ pub(crate) enum Command {
     Leases,
     /// Check this machine and the way home
     Doctor,
-    /// Show this device's home
+    /// Show this device's home, or go on after it went back in time
     Home {
         #[command(subcommand)]
         command: HomeCommand,
@@ -197,8 +197,15 @@ pub(crate) enum DeviceCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HomeCommand {
-    /// Show where the home is and what it was last seen to hold
-    Address,
+    /// Show where the home is, or look for it somewhere else from now on
+    Address {
+        /// Where it is now, as HOST:PORT
+        new: Option<String>,
+    },
+    /// Give a restored home back what this device has of what it lost
+    Forward,
+    /// Go on with a restored home as it is
+    AcceptRestore,
 }
 
 #[derive(Debug, Args)]

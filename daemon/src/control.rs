@@ -8,6 +8,7 @@ mod checkouts;
 mod device;
 mod doctor;
 mod events;
+mod home;
 mod images;
 mod socket;
 mod steal;
@@ -27,6 +28,9 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/daemon", get(device::daemon))
         .route("/v1/home", get(device::home))
+        .route("/v1/home/address", post(home::address))
+        .route("/v1/home/forward", post(home::forward))
+        .route("/v1/home/accept-restore", post(home::accept_restore))
         .route("/v1/home/join", post(device::join))
         .route("/v1/home/recover", post(device::recover))
         .route("/v1/devices", get(device::list))

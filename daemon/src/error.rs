@@ -239,7 +239,7 @@ impl ApiError {
                 "A newer daemon runs with this device's keys, so this one may change nothing any more.",
                 "If this machine is a copy of another one, enrol it as a device of its own: start imgd with a new state folder and join.",
             ),
-            Refusal::WentBack { .. } => went_back(),
+            Refusal::WentBack { .. } => went_back("it lacks what this device saw there"),
             Refusal::NotFounded => Self::new(
                 Kind::InviteInvalid,
                 "The home has not been founded yet.",
@@ -297,12 +297,14 @@ impl ApiError {
     }
 }
 
-/// The home is behind or unlike what this device has seen of it.
-pub fn went_back() -> ApiError {
+/// The home is behind or unlike what this device has seen of it; `what` says in which way.
+pub fn went_back(what: &str) -> ApiError {
     ApiError::new(
         Kind::WentBack,
-        "The home does not have the history that this device saw there: it went back in time or was exchanged. Nothing is sent to it.",
-        "Ask whoever runs the home whether it was restored from a backup. What is here stays readable and can be exported.",
+        format!(
+            "The home went back in time: {what}. Nothing is sent to it. What is here stays, and what is checked out goes on working."
+        ),
+        "If it was restored from a backup: `imgctl home forward` gives back what this device has, `imgctl home accept-restore` goes on without. If not, ask whoever runs the home.",
     )
 }
 
@@ -331,7 +333,7 @@ fn leased(lease: &LeaseRow, about: About<'_>) -> ApiError {
     ApiError::new(
         Kind::Leased,
         message,
-        format!("Close it there (`imgctl release {image}` on {holder}), or wait until the lease has lapsed. `imgctl checkout {image} --read-only` works meanwhile."),
+        format!("Close it there (`imgctl release {image}` on {holder}), or take it over with `imgctl steal {image}`. `imgctl checkout {image} --read-only` works meanwhile."),
     )
     .with("holder", holder)
     .with("until", events::time(until))

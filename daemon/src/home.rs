@@ -4,7 +4,10 @@
 //! knows nothing of checkouts: what an answer means is its caller's business. `docs/protocol.md` describes the calls,
 //! `docs/formats.md` the log check.
 
+mod forward;
 mod greeting;
+mod receipts;
+mod restored;
 mod standing;
 
 use std::collections::HashSet;
@@ -17,7 +20,7 @@ use img_net::{Link, LinkConfig, LinkError, LinkState};
 use img_proto::{Answer, Call, Class, Refusal, Request, Standing};
 use img_records::Roster;
 use img_store::{Cache, StoreError};
-use img_types::{DaemonNonce, DeviceId, HomeId, HomeKey, Instance, ObjectId, RequestId};
+use img_types::{DaemonNonce, DeviceId, HomeId, HomeKey, Instance, ObjectId, RequestId, Token};
 use tokio::time::Instant;
 
 use crate::commits::Trust;
@@ -26,6 +29,9 @@ use crate::events::Events;
 use crate::identity::{Identity, Keys};
 use crate::objects::{Arrival, Objects, Remote, Trouble};
 use crate::state::{HomePin, JournaledRequest, State, StateError};
+
+pub use forward::{Forwarded, Given};
+pub use restored::{BackInTime, Loss, Place};
 
 use greeting::Core;
 
@@ -256,12 +262,26 @@ impl Home {
 
     /// The home's id.
     pub fn id(&self) -> HomeId {
-        self.core.pin.home
+        self.core.pin().home
     }
 
     /// The home as it was pinned.
-    pub fn pin(&self) -> &HomePin {
-        &self.core.pin
+    pub fn pin(&self) -> Arc<HomePin> {
+        self.core.pin()
+    }
+
+    /// Looks for the home at another address from now on, if it answers there.
+    ///
+    /// # Errors
+    /// Nobody answers there, or another home; nothing changed.
+    pub async fn move_to(&self, address: &str) -> Result<(), CallError> {
+        let identity = self.core.identity.tls();
+        let connected = img_net::connect(address, self.pin().home_key_hash, &identity).await;
+        connected.map_err(LinkError::from)?.close();
+        self.core.move_to(address).await?;
+        self.link.move_to(address);
+        let _ = self.link.connected(Instant::now() + PATIENCE).await;
+        Ok(())
     }
 
     /// The home's public key, once a connection has shown it.
@@ -291,12 +311,7 @@ impl Home {
 
     /// Runs `work` with what this device trusts now.
     pub fn trusted<T>(&self, work: impl FnOnce(&Trust<'_>) -> T) -> T {
-        let (roster, keys) = (self.roster(), self.objects.keyring());
-        work(&Trust {
-            home: self.id(),
-            roster: &roster,
-            keys: &keys,
-        })
+        self.core.trusted(work)
     }
 
     /// Reads what the roster has grown by.
@@ -316,6 +331,12 @@ impl Home {
                 _ => return Err(CallError::Protocol("no roster")),
             }
         }
+    }
+
+    /// Whether a token is of a database that the home has no more: it is void, though nobody took the lease.
+    pub fn is_void(&self, token: &Token) -> bool {
+        self.seen()
+            .is_some_and(|seen| seen.incarnation != token.incarnation)
     }
 
     /// Whether the home answers now.
@@ -358,7 +379,7 @@ impl Home {
                 };
                 ApiError::refused(refusal, about)
             }
-            CallError::WentBack => error::went_back(),
+            CallError::WentBack => self.core.back_in_time().unwrap_or_default().explain(),
             CallError::WrongHome => error::wrong_home(),
             CallError::Protocol(_) => ApiError::new(
                 error::Kind::Corrupt,
@@ -385,7 +406,11 @@ impl Home {
                     busy += 1;
                     tokio::time::sleep(BUSY_PAUSE * busy).await;
                 }
-                outcome => return Ok((outcome?, reply.at)),
+                outcome => {
+                    let answer = outcome?;
+                    self.core.keep_receipts(&request.call, &answer).await?;
+                    return Ok((answer, reply.at));
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 //! (`img-lease`); how long the home may stay away is nobody's: a lease that lapsed is renewed when it is back.
 
 mod clock;
+mod retake;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +24,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::enrol::device_name;
 use crate::events::{self, Events};
-use crate::home::{CallError, Home};
+use crate::home::{CallError, Home, Mutated};
 use crate::state::{State, StateError};
+
+use retake::Retake;
 
 pub use clock::{Clock, luck};
 
@@ -210,6 +213,7 @@ enum Command {
 enum Called {
     Renewed(CheckoutId, Renewal, Result<Answer, CallError>),
     Pinned(CheckoutId, Result<(), CallError>),
+    Retaken(Retake, Result<Mutated, CallError>),
 }
 
 /// A checkout with what the task remembers about it.
@@ -379,6 +383,9 @@ impl Task {
                 self.calls.spawn(async move {
                     Called::Pinned(checkout, pin(&home, commit, checkout).await)
                 });
+            } else if let Some(retake) = kept.retake(&home, now) {
+                kept.calling = true;
+                self.calls.spawn(retake.ask(home, kept.holder.clone()));
             } else if wanted.is_some() || kept.holder.renewal_due(&now, !kept.greeted) {
                 let request = home.request_id();
                 let asked = ask_renewal(&self.state, &mut kept.holder, request, wanted, now).await;
@@ -413,6 +420,10 @@ impl Task {
                 let outcome = self.renewed(checkout, renewal, outcome).await;
                 self.tell_who_wanted(checkout, terms, &outcome);
                 (checkout, outcome.map(|()| None))
+            }
+            Called::Retaken(retake, outcome) => {
+                let outcome = self.retaken(retake, outcome).await;
+                (retake.checkout(), outcome.map(|()| None))
             }
             Called::Pinned(checkout, outcome) => {
                 let again = Instant::now() + PIN_INTERVAL;
@@ -452,6 +463,12 @@ impl Task {
                 luck: luck(),
             },
             Ok(_) => return Err(Trouble::Stuck("the home's answer makes no sense".into())),
+            // It ended with the home's database, and is taken anew next.
+            Err(CallError::Refused(Refusal::TokenStale { .. }))
+                if self.home.is_void(&renewal.token) =>
+            {
+                return Ok(());
+            }
             Err(CallError::Refused(Refusal::TokenStale { holder, .. })) => Event::TokenStale {
                 token: renewal.token,
                 rival: holder,

@@ -11,6 +11,7 @@
 //!
 //! Everything here is 0700 or 0600. What a row means is its module's business; nothing here talks to the home.
 
+mod acknowledged;
 mod branches;
 mod checkouts;
 mod home;
@@ -27,6 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use img_types::CheckoutId;
 use rusqlite::Connection;
 
+pub use acknowledged::Acknowledged;
 pub use branches::BranchedRow;
 pub use checkouts::{
     CheckoutRow, CheckpointRow, ClosedCheckout, CommitRequest, PendingCommit, Stage,
@@ -170,11 +172,14 @@ impl Database {
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         match version {
             0 => sql.execute_batch(&format!(
-                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+                "BEGIN; {SCHEMA} {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
             ))?,
             VERSION => {}
             2 => sql.execute_batch(&format!(
-                "BEGIN; {FROM_2} PRAGMA user_version = {VERSION}; COMMIT;"
+                "BEGIN; {FROM_2} {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?,
+            3 => sql.execute_batch(&format!(
+                "BEGIN; {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
             ))?,
             newer => return Err(StateError::Version(newer)),
         }
@@ -191,7 +196,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -202,6 +207,21 @@ CREATE TABLE closed (
     dir BLOB NOT NULL,
     head BLOB
 ) STRICT;
+";
+
+/// What version 4 has that version 3 had not.
+const FROM_3: &str = "
+CREATE TABLE acknowledged (
+    number INTEGER PRIMARY KEY,
+    commit_id BLOB UNIQUE NOT NULL,
+    image BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    record BLOB NOT NULL,
+    receipt BLOB NOT NULL,
+    incarnation BLOB NOT NULL,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE INDEX acknowledged_images ON acknowledged (image, seq);
 ";
 
 const SCHEMA: &str = "

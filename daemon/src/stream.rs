@@ -16,6 +16,7 @@ mod commit;
 #[cfg(test)]
 pub(crate) mod fake;
 mod import;
+pub mod mend;
 mod plan;
 mod reach;
 mod session;
@@ -29,10 +30,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use img_lease::holder;
-use img_proto::Refusal;
+use img_proto::{Answer, Call, Refusal};
 use img_records::SignedReceipt;
 use img_store::StoreError;
-use img_types::{CheckoutId, ObjectId, Token};
+use img_types::{CheckoutId, ObjectId, Token, UploadId};
 
 use crate::commits::{OpenCommit, RecordError};
 use crate::events::{Phase, Reporter};
@@ -66,6 +67,9 @@ pub enum UploadError {
     /// The checkout's token has been superseded: it is an orphan now, and its work is as it was.
     #[error("the lease has been taken over")]
     Superseded,
+    /// The home was restored, and the checkout has taken its lease anew: it may commit under that.
+    #[error("the lease has been taken anew")]
+    TakenAnew,
     /// The outbox lacks an object.
     #[error(transparent)]
     Lost(#[from] Lost),
@@ -187,8 +191,31 @@ impl Uploader {
         {
             Ok(settled) => Ok(Some((pending.generation, settled))),
             Err(UploadError::Superseded) if !is_current => Ok(None),
+            Err(UploadError::TakenAnew) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Brings home whatever it lacks of a root, also of what it once had: from all that is on this device.
+    ///
+    /// # Errors
+    /// As [`Uploader::stream`]; [`UploadError::Lost`] if neither side has an object.
+    pub async fn mend(&self, root: ObjectId, reporter: &Reporter) -> Result<Sent, UploadError> {
+        let open = Call::OpenUpload {
+            checkout: self.checkout,
+        };
+        let Answer::Upload { upload } = self.home.ask(open).await? else {
+            return Err(CallError::Protocol("no upload session").into());
+        };
+        let asker = HomeAsker {
+            home: &self.home,
+            upload,
+        };
+        let lacking = mend::lacking(&asker, self.home.objects(), root).await?;
+        if let Some(lost) = lacking.nowhere.first() {
+            return Err(Lost(*lost).into());
+        }
+        self.upload(lacking.here, reporter).await
     }
 
     /// What the outbox holds that none of `roots` needs: most of it belongs to intermediate roots that were
@@ -235,16 +262,16 @@ impl Uploader {
                 Err(error) => return Err(error.into()),
             };
             match refusal {
-                Refusal::Incomplete { missing } => {
+                Refusal::Incomplete { .. } => {
                     reporter.phase(Phase::Push, None);
-                    // Beyond the outbox: what the home lost of what it had said to have.
-                    let mut ids = self.below(root).await?;
-                    ids.splice(0..0, missing);
-                    sent.add(self.upload(ids, reporter).await?);
+                    sent.add(self.mend(root, reporter).await?);
                 }
                 Refusal::SessionClosed => {
                     reporter.phase(Phase::Push, None);
                     sent.add(self.stream(root, reporter).await?);
+                }
+                Refusal::TokenStale { .. } if self.is_void(&commit) => {
+                    return Err(self.taken_anew(&commit).await);
                 }
                 Refusal::TokenStale { holder, .. } => {
                     return Err(self
@@ -328,6 +355,38 @@ impl Uploader {
         }
     }
 
+    /// Whether a commit was signed under a lease that ended with the home's database.
+    fn is_void(&self, commit: &OpenCommit) -> bool {
+        let token = commit.record().token;
+        token.is_some_and(|token| self.home.is_void(&token))
+    }
+
+    /// The record can never become the head, but the lease may be taken anew: waits until that is decided.
+    async fn taken_anew(&self, commit: &OpenCommit) -> UploadError {
+        let checkout = self.checkout;
+        let void = commit.record().token;
+        let mut leases = self.keeper.watch();
+        let decided = leases.wait_for(|leases| {
+            let token = leases.get(&checkout).and_then(|holder| holder.token());
+            token.is_none() || token != void
+        });
+        let has_token = match decided.await {
+            Ok(leases) => leases
+                .get(&checkout)
+                .is_some_and(|holder| holder.token().is_some()),
+            Err(_) => return UploadError::Interrupted,
+        };
+        match self
+            .state
+            .with(move |db| db.drop_pending_commit(checkout))
+            .await
+        {
+            Ok(()) if has_token => UploadError::TakenAnew,
+            Ok(()) => UploadError::Superseded,
+            Err(error) => error.into(),
+        }
+    }
+
     async fn upload(&self, ids: Vec<ObjectId>, reporter: &Reporter) -> Result<Sent, UploadError> {
         if ids.is_empty() {
             return Ok(Sent::default());
@@ -357,6 +416,25 @@ impl Sent {
     fn add(&mut self, more: Self) {
         self.objects += more.objects;
         self.bytes += more.bytes;
+    }
+}
+
+/// The home, asked within an upload session.
+struct HomeAsker<'a> {
+    home: &'a Home,
+    upload: UploadId,
+}
+
+impl mend::Asker for HomeAsker<'_> {
+    fn missing(&self, ids: Vec<ObjectId>) -> BoxFuture<'_, Result<Vec<u32>, CallError>> {
+        let upload = self.upload;
+        async move {
+            match self.home.ask(Call::Missing { upload, ids }).await? {
+                Answer::Missing { positions } => Ok(positions),
+                _ => Err(CallError::Protocol("no positions")),
+            }
+        }
+        .boxed()
     }
 }
 

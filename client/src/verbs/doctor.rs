@@ -1,4 +1,4 @@
-//! `imgctl doctor` and `home address`.
+//! `imgctl doctor`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -29,24 +29,6 @@ pub(super) async fn doctor(session: &Session) -> Result<(), Failure> {
         0 => Ok(()),
         count => Err(Failure::unhealthy(count)),
     }
-}
-
-/// Shows where the home is.
-pub(super) async fn home(session: &Session) -> Result<(), Failure> {
-    let home = session.api.get("/v1/home").await?;
-    session.output.answer(&home, |home| {
-        let connected = if home["connected"] == true {
-            "connected"
-        } else {
-            "not connected"
-        };
-        Ok(format!(
-            "{}, {connected}\n  home      {}\n  key hash  {}",
-            home["address"].as_str().unwrap_or("-"),
-            home["home"].as_str().unwrap_or("-"),
-            home["home_key_hash"].as_str().unwrap_or("-")
-        ))
-    })
 }
 
 fn render(checks: &Value) -> Result<String, serde_json::Error> {

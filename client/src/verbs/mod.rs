@@ -8,6 +8,7 @@ mod create;
 mod device;
 mod doctor;
 mod export;
+mod home;
 mod images;
 mod join;
 mod leases;
@@ -20,7 +21,7 @@ use clap::CommandFactory;
 use serde_json::{Value, json};
 
 use crate::api::Api;
-use crate::args::{Cli, Command, DeviceCommand, HomeCommand};
+use crate::args::{Cli, Command, DeviceCommand};
 use crate::daemon::Daemon;
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -108,9 +109,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(args) => export::export(&session, args).await,
         Command::Leases => leases::leases(&session).await,
         Command::Doctor => doctor::doctor(&session).await,
-        Command::Home {
-            command: HomeCommand::Address,
-        } => doctor::home(&session).await,
+        Command::Home { command } => home::run(&session, command).await,
         Command::Completions { .. } => Ok(()),
     }
 }

@@ -78,6 +78,7 @@ pub struct Link {
 struct Shared {
     state: watch::Receiver<LinkState>,
     wanted: Arc<Notify>,
+    address: watch::Sender<String>,
     demand: Semaphore,
     bulk: Semaphore,
     pushes: Semaphore,
@@ -95,10 +96,13 @@ impl Link {
     {
         let (sender, state) = watch::channel(LinkState::Connecting);
         let wanted = Arc::new(Notify::new());
-        let task = tokio::spawn(stay_connected(config, hello, sender, Arc::clone(&wanted)));
+        let (address, addresses) = watch::channel(config.address.clone());
+        let home = Whereabouts { config, addresses };
+        let task = tokio::spawn(stay_connected(home, hello, sender, Arc::clone(&wanted)));
         let shared = Shared {
             state,
             wanted,
+            address,
             demand: Semaphore::new(DEMAND_STREAMS),
             bulk: Semaphore::new(BULK_STREAMS),
             pushes: Semaphore::new(BULK_STREAMS),
@@ -112,6 +116,12 @@ impl Link {
     /// The state, now and whenever it changes.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.shared.state.clone()
+    }
+
+    /// Connects to another address of the home from now on.
+    pub fn move_to(&self, address: &str) {
+        self.shared.address.send_replace(address.to_owned());
+        self.shared.wanted.notify_one();
     }
 
     /// Makes one call and waits for its reply, which may be a refusal: [`Reply::result`]. If the connection
@@ -188,8 +198,14 @@ impl Drop for Shared {
     }
 }
 
-async fn stay_connected<H, F>(
+/// The home, wherever it is now.
+struct Whereabouts {
     config: LinkConfig,
+    addresses: watch::Receiver<String>,
+}
+
+async fn stay_connected<H, F>(
+    mut home: Whereabouts,
     hello: H,
     state: watch::Sender<LinkState>,
     wanted: Arc<Notify>,
@@ -200,10 +216,16 @@ async fn stay_connected<H, F>(
     let mut pause = PAUSE_MIN;
     loop {
         let began = Instant::now();
-        match attempt(&config, &hello).await {
+        home.config
+            .address
+            .clone_from(&home.addresses.borrow_and_update());
+        match attempt(&home.config, &hello).await {
             Ok(connection) => {
                 state.send_replace(LinkState::Connected(connection.clone()));
-                connection.closed().await;
+                tokio::select! {
+                    () = connection.closed() => {}
+                    Ok(()) = home.addresses.changed() => connection.close(),
+                }
                 tracing::debug!("the connection to the home was lost");
                 state.send_replace(LinkState::Connecting);
                 if began.elapsed() > PAUSE_MAX {

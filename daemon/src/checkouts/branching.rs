@@ -93,8 +93,17 @@ impl CommitJob {
                         request,
                     });
                 }
-                Err(CallError::Refused(Refusal::Incomplete { .. } | Refusal::SessionClosed)) => {
-                    let more = self.stream().await?;
+                Err(CallError::Refused(
+                    refusal @ (Refusal::Incomplete { .. } | Refusal::SessionClosed),
+                )) => {
+                    let more = match refusal {
+                        // What the checkout stands on may be lost at home.
+                        Refusal::Incomplete { .. } => {
+                            let uploader = shared.uploader(self.checkout);
+                            uploader.mend(self.root.id, &self.reporter).await?
+                        }
+                        _ => self.stream().await?,
+                    };
                     sent.objects += more.objects;
                     sent.bytes += more.bytes;
                 }
@@ -105,7 +114,9 @@ impl CommitJob {
                     return Err(CommitError::Forbidden(Box::new(taken)));
                 }
                 // The first commit names the branch: sent again, it is made once.
-                Err(CallError::Away) => wait_for_home(shared, &self.reporter).await,
+                Err(CallError::Away | CallError::WentBack) => {
+                    wait_for_home(shared, &self.reporter).await
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -128,7 +128,7 @@ async fn home(daemon: &Daemon) -> Check {
     let (ok, message) = match daemon.member() {
         Err(_) => (true, "This device has not joined a home yet.".into()),
         Ok(member) => {
-            let address = &member.home.pin().address;
+            let address = member.home.pin().address.clone();
             match member.home.catch_up().await {
                 Ok(()) => (true, format!("The home at {address} answers.")),
                 Err(error) => {

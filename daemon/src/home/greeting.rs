@@ -9,8 +9,10 @@ use img_records::{Roster, Signed};
 use img_types::{DaemonNonce, HomeKey, Instance};
 use tokio::sync::watch;
 
-use super::CallError;
+use super::restored::{BackInTime, Visit};
 use super::standing::{confirms, went_back};
+use super::{CallError, receipts};
+use crate::commits::Trust;
 use crate::events::{Event, Events};
 use crate::identity::{Identity, Keys, key_ring};
 use crate::state::{HomePin, State};
@@ -20,12 +22,12 @@ use crate::state::{HomePin, State};
 pub(super) struct Core {
     pub(super) state: State,
     pub(super) identity: Arc<Identity>,
-    pub(super) pin: HomePin,
+    pin: RwLock<Arc<HomePin>>,
     pub(super) nonce: DaemonNonce,
     roster: RwLock<Arc<Roster>>,
     keys: Keys,
     seen: watch::Sender<Option<Standing>>,
-    bad: watch::Sender<bool>,
+    back_in_time: watch::Sender<Option<Arc<BackInTime>>>,
     known: Mutex<Known>,
     events: Events,
 }
@@ -58,10 +60,10 @@ impl Core {
             roster: RwLock::new(Arc::new(roster)),
             keys,
             seen: watch::Sender::new(pin.seen),
-            bad: watch::Sender::new(false),
+            back_in_time: watch::Sender::new(None),
             known: Mutex::new(known),
             events,
-            pin,
+            pin: RwLock::new(Arc::new(pin)),
         })
     }
 
@@ -69,12 +71,44 @@ impl Core {
         Arc::clone(&self.roster.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The home as it is pinned.
+    pub(super) fn pin(&self) -> Arc<HomePin> {
+        Arc::clone(&self.pin.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks for the home at another address from now on; durable when this returns.
+    pub(super) async fn move_to(&self, address: &str) -> Result<(), CallError> {
+        let new = address.to_owned();
+        self.state.with(move |db| db.set_address(&new)).await?;
+        let mut pin = self.pin.write().unwrap_or_else(PoisonError::into_inner);
+        *pin = Arc::new(HomePin {
+            address: address.to_owned(),
+            ..HomePin::clone(&pin)
+        });
+        Ok(())
+    }
+
     pub(super) fn seen(&self) -> Option<Standing> {
         *self.seen.borrow()
     }
 
+    /// What the home lost, while it is one that went back in time.
+    pub(super) fn back_in_time(&self) -> Option<Arc<BackInTime>> {
+        self.back_in_time.borrow().clone()
+    }
+
     pub(super) fn is_bad(&self) -> bool {
-        *self.bad.borrow()
+        self.back_in_time.borrow().is_some()
+    }
+
+    /// Runs `work` with what this device trusts now.
+    pub(super) fn trusted<T>(&self, work: impl FnOnce(&Trust<'_>) -> T) -> T {
+        let (roster, keys) = (self.roster(), self.keys.now());
+        work(&Trust {
+            home: self.pin().home,
+            roster: &roster,
+            keys: &keys,
+        })
     }
 
     pub(super) fn home_key(&self) -> Option<HomeKey> {
@@ -88,7 +122,7 @@ impl Core {
     /// Compares a reply's standing with what was seen when its call was sent, and remembers it.
     pub(super) fn observe(&self, before: Option<Standing>, at: Standing) -> Result<(), CallError> {
         if before.is_some_and(|before| went_back(&before, &at)) {
-            self.declare_bad();
+            self.declare_bad(BackInTime::default());
             return Err(CallError::WentBack);
         }
         self.seen.send_if_modified(|seen| {
@@ -100,6 +134,32 @@ impl Core {
             }
             newer
         });
+        Ok(())
+    }
+
+    /// Keeps what the home has signed for with an answer, before anybody acts on it.
+    pub(super) async fn keep_receipts(
+        &self,
+        call: &Call,
+        answer: &Answer,
+    ) -> Result<(), CallError> {
+        let Some(key) = self.home_key() else {
+            return Ok(());
+        };
+        let signed = receipts::acknowledged(&self.pin().home, &key, call, answer);
+        if signed.is_empty() {
+            return Ok(());
+        }
+        let kept = self.state.with(move |db| db.keep_acknowledged(&signed));
+        Ok(kept.await?)
+    }
+
+    /// Goes on with a home that went back in time, from where it stands now; durable when this returns.
+    pub(super) async fn go_on(&self, at: Standing) -> Result<(), CallError> {
+        self.state.with(move |db| db.set_seen(at)).await?;
+        self.seen.send_replace(Some(at));
+        self.back_in_time.send_replace(None);
+        tracing::warn!("this device goes on with a home that went back in time");
         Ok(())
     }
 
@@ -139,8 +199,13 @@ impl Core {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn declare_bad(&self) {
-        if !self.bad.send_replace(true) {
+    /// Sends nothing to the home any more.
+    pub(super) fn declare_bad(&self, lost: BackInTime) {
+        if self
+            .back_in_time
+            .send_replace(Some(Arc::new(lost)))
+            .is_none()
+        {
             tracing::error!(
                 "the home is behind or unlike what this device saw of it; nothing is sent to it any more"
             );
@@ -171,26 +236,31 @@ pub(super) async fn greet(core: Arc<Core>, connection: Connection) -> Result<(),
 }
 
 async fn say_hello(core: &Core, connection: &Connection) -> Result<(), CallError> {
-    if core.is_bad() {
-        return Err(CallError::WentBack);
-    }
     let seen = core.seen();
-    let hello = Call::Hello {
-        nonce: core.nonce,
-        seen,
+    let hello = Request {
+        id: None,
+        call: Call::Hello {
+            nonce: core.nonce,
+            seen,
+        },
     };
-    let (instance, at_seen) = match ask(core, connection, hello).await {
-        Ok(Answer::Hello { instance, at_seen }) => (instance, at_seen),
-        Ok(_) => return Err(CallError::Protocol("no answer to Hello")),
-        Err(CallError::Refused(Refusal::WentBack { .. })) => {
-            core.declare_bad();
-            return Err(CallError::WentBack);
+    let reply = connection.call(&hello, Class::Control).await?;
+    let instance = match reply.result {
+        Ok(Answer::Hello { instance, at_seen })
+            if seen.is_none_or(|seen| confirms(at_seen.as_ref(), &seen)) =>
+        {
+            instance
         }
-        Err(error) => return Err(error),
+        // Where such a home stands is not what this device saw of it.
+        Ok(Answer::Hello { .. }) | Err(Refusal::WentBack { .. }) => {
+            return Err(look_at_restored(core, connection, seen).await);
+        }
+        Ok(_) => return Err(CallError::Protocol("no answer to Hello")),
+        Err(refusal) => return Err(refusal.into()),
     };
-    if seen.is_some_and(|seen| !confirms(at_seen.as_ref(), &seen)) {
-        core.declare_bad();
-        return Err(CallError::WentBack);
+    core.back_in_time.send_replace(None);
+    if let Some(at) = reply.at {
+        core.observe(seen, at)?;
     }
     core.known
         .lock()
@@ -211,11 +281,37 @@ async fn say_hello(core: &Core, connection: &Connection) -> Result<(), CallError
     }
 }
 
+/// Learns what a home lost that is not the one that was seen.
+async fn look_at_restored(
+    core: &Core,
+    connection: &Connection,
+    seen: Option<Standing>,
+) -> CallError {
+    let looked = async {
+        let visit = Visit::begin(core, connection).await?;
+        let rows = visit.images().await?;
+        visit.losses(&rows).await
+    };
+    let losses = match looked.await {
+        Ok(losses) => losses,
+        Err(CallError::Away) => return CallError::Away,
+        Err(error) => {
+            tracing::warn!(%error, "it is not known what the home lost");
+            Vec::new()
+        }
+    };
+    if core.seen() != seen {
+        // Meanwhile a person said how to go on.
+        return CallError::Away;
+    }
+    core.declare_bad(BackInTime { losses });
+    CallError::WentBack
+}
+
 async fn ask(core: &Core, connection: &Connection, call: Call) -> Result<Answer, CallError> {
     let before = core.seen();
     let request = Request { id: None, call };
     let reply = connection.call(&request, Class::Control).await?;
-    // Hello judges another database itself, by the root at the position seen.
     if let Some(at) = reply.at {
         core.observe(before, at)?;
     }

@@ -112,6 +112,16 @@ impl Database {
         Ok(())
     }
 
+    /// Remembers where the home listens.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn set_address(&mut self, address: &str) -> Result<(), StateError> {
+        self.sql
+            .execute("UPDATE home SET address = ?1", params![address])?;
+        Ok(())
+    }
+
     /// Remembers the home's newest standing.
     ///
     /// # Errors
@@ -244,16 +254,25 @@ impl Database {
             .collect()
     }
 
-    /// Replaces the images last seen.
+    /// Replaces the images last seen. What the home has signed for of those that are gone since is forgotten:
+    /// they were deleted, and are not to come back.
     ///
     /// # Errors
     /// The database failed.
     pub fn set_images(&mut self, images: &[ImageRow]) -> Result<(), StateError> {
         let transaction = self.sql.transaction()?;
-        transaction.execute("DELETE FROM images", [])?;
+        transaction.execute_batch(
+            "CREATE TEMP TABLE IF NOT EXISTS gone (image BLOB PRIMARY KEY) STRICT; DELETE FROM gone; \
+             INSERT INTO gone SELECT image FROM images; DELETE FROM images;",
+        )?;
         for image in images {
             put_image(&transaction, image)?;
         }
+        transaction.execute(
+            "DELETE FROM acknowledged WHERE image IN \
+             (SELECT image FROM gone EXCEPT SELECT image FROM images)",
+            [],
+        )?;
         transaction.commit()?;
         Ok(())
     }

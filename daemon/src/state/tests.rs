@@ -244,7 +244,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
     let back =
-        "DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
+        "DROP TABLE acknowledged; DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());

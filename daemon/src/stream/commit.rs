@@ -108,7 +108,8 @@ pub async fn deliver(
         match home.repeat(request, call).await {
             Ok(Answer::Committed { receipt }) => return check(home, commit, &receipt),
             Ok(_) => return Err(CallError::Protocol("no receipt")),
-            Err(CallError::Away) => {}
+            // A home that went back in time is waited for like one that is away: a person says how to go on.
+            Err(CallError::Away | CallError::WentBack) => {}
             Err(error) => return Err(error),
         }
         reporter.waits_for(Some("the home"));

@@ -104,7 +104,9 @@ impl<'a> Session<'a> {
             };
             match trouble {
                 UploadError::Call(
-                    CallError::Away | CallError::Refused(Refusal::Busy | Refusal::SessionClosed),
+                    CallError::Away
+                    | CallError::WentBack
+                    | CallError::Refused(Refusal::Busy | Refusal::SessionClosed),
                 ) => self.plan.change(UploadPlan::broken),
                 other => return Err(other),
             }

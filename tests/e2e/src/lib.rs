@@ -147,6 +147,15 @@ impl Home {
         Self::init_at(dir, &self.address)
     }
 
+    /// Starts the server at another address of this machine.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_at(&mut self, address: &str) -> Result<()> {
+        address.clone_into(&mut self.address);
+        self.start()
+    }
+
     /// Starts the server and waits until it listens.
     ///
     /// # Errors
@@ -255,7 +264,22 @@ impl Device {
     /// # Errors
     /// It does not answer.
     pub fn restart(&mut self) -> Result<()> {
-        let mut daemon = Program::new("imgd")?
+        self.start_as(Program::new("imgd")?)
+    }
+
+    /// Starts the daemon again as after a sleep of so many seconds: the clock that runs meanwhile has moved on.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn restart_later(&mut self, seconds: u64) -> Result<()> {
+        let offset = format!("--boottime={seconds}");
+        let daemon = binary("imgd")?;
+        let unshare = Program::any(Path::new("unshare"));
+        self.start_as(unshare.args(["--time", &offset, path_text(&daemon)?]))
+    }
+
+    fn start_as(&mut self, program: Program) -> Result<()> {
+        let mut daemon = program
             .args(["--state", path_text(&self.state())?])
             .args(["--socket", path_text(&self.socket())?])
             .log_to(&self.dir.join("imgd.log"))?;

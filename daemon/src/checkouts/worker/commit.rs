@@ -271,7 +271,11 @@ impl Worker {
 
     /// A commit did not come about: those who wait for it hear why, and nothing local changes.
     pub(super) fn not_committed(&mut self, error: &CommitError) {
-        if matches!(error, CommitError::Upload(UploadError::Interrupted)) {
+        // What was taken anew goes on under the new lease.
+        if matches!(
+            error,
+            CommitError::Upload(UploadError::Interrupted | UploadError::TakenAnew)
+        ) {
             return;
         }
         if work::says_deleted(error) {

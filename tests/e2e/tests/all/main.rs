@@ -1,5 +1,6 @@
 //! End-to-end tests: the real programs, real mounts, real input.
 
+mod back_in_time;
 mod bad_input;
 mod crash;
 mod enrolment;
