@@ -108,6 +108,27 @@ impl Images {
         }
     }
 
+    /// All pages of the home's leases, also of images that are being imported.
+    async fn leased(&self) -> Result<Vec<ImageRow>, CallError> {
+        let mut rows: Vec<ImageRow> = Vec::new();
+        loop {
+            let device = None;
+            let after = rows.last().map(|row| row.image);
+            let asked = self.home.ask(Call::Leases { device, after }).await?;
+            let Answer::Leases { images, more } = asked else {
+                return Err(CallError::Protocol("no list of leases"));
+            };
+            let onward = images.first().is_some_and(|row| Some(row.image) > after);
+            rows.extend(images);
+            if !more {
+                return Ok(rows);
+            }
+            if !onward || rows.len() > LISTED_MAX {
+                return Err(CallError::Protocol("no end of the list of leases"));
+            }
+        }
+    }
+
     /// One image, as the home shows it now.
     ///
     /// # Errors
@@ -172,13 +193,18 @@ impl Images {
         &self,
         here: impl Fn(&Image) -> Option<String>,
     ) -> Result<Vec<Value>, ApiError> {
-        let listing = self.list().await?;
-        if listing.stale {
-            return Err(self.explain(&CallError::Away, ""));
+        let rows = self.leased().await;
+        let rows = rows.map_err(|error| self.explain(&error, ""))?;
+        let mut images = Vec::with_capacity(rows.len());
+        for row in rows {
+            images.push(self.verify(row).await?);
         }
-        let leased = listing.images.iter().filter_map(|image| {
+        images.sort_by(|a, b| a.name().cmp(b.name()));
+        let leased = images.iter().filter_map(|image| {
             let lease = image.row.lease.as_ref()?;
             let this = lease.device == self.home.device();
+            let mut staged = image.row.staged.iter();
+            let staged = staged.find(|staged| staged.checkout == lease.checkout);
             Some(json!({
                 "name": image.name().as_str(),
                 "image": image.row.image,
@@ -189,6 +215,8 @@ impl Images {
                 "until": time_after(lease.remaining_ms),
                 "mode": lease.mode,
                 "lapsed": lease.lapsed,
+                "state": if lease.lapsed { "lapsed" } else { "held" },
+                "staged": staged.map(|staged| staged.commit),
                 "epoch": lease.epoch,
             }))
         });

@@ -16,6 +16,8 @@ struct Lease {
     until: String,
     mode: String,
     lapsed: bool,
+    #[serde(default)]
+    staged: Option<String>,
 }
 
 /// Lists leases.
@@ -40,10 +42,11 @@ fn render(leases: &Value) -> Result<String, serde_json::Error> {
             (true, None) => "here".to_owned(),
             (false, _) => String::new(),
         };
-        [lease.name, lease.device, until, lease.mode, place]
+        let staged = show::short_or_dash(lease.staged.as_deref());
+        [lease.name, lease.device, until, lease.mode, staged, place]
     });
     Ok(show::table(
-        ["NAME", "DEVICE", "UNTIL", "MODE", "HERE"],
+        ["NAME", "DEVICE", "UNTIL", "MODE", "STAGED", "HERE"],
         rows,
     ))
 }
