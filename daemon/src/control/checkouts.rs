@@ -119,6 +119,7 @@ struct Commit {
     take_over: bool,
     keep: bool,
     branch: Option<String>,
+    partial: bool,
     wait: bool,
 }
 
@@ -130,6 +131,7 @@ impl Default for Commit {
             take_over: false,
             keep: false,
             branch: None,
+            partial: false,
             wait: true,
         }
     }
@@ -143,6 +145,11 @@ pub(super) async fn commit(
     let member = daemon.member()?;
     let request: Commit = parse(&body)?;
     let branch = request.branch.as_deref().map(image_name).transpose()?;
+    if request.partial && branch.is_none() {
+        return Err(ApiError::usage(
+            "Only a branch can leave something out: name it with --branch.",
+        ));
+    }
     let checkout = member.checkouts.find(&which)?;
     let reporter = checkout.reporter().clone();
     let work = async move {
@@ -153,6 +160,8 @@ pub(super) async fn commit(
             take_over: request.take_over,
             keep: request.keep,
             branch: branch.map(|name| name.to_string()),
+            partial: request.partial,
+            onto: None,
         };
         checkout.commit(request, wait).await
     };

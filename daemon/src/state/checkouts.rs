@@ -78,8 +78,10 @@ pub struct CheckpointRow {
     pub wish: Option<CommitRequest>,
 }
 
-/// A commit that is wanted.
+/// A commit that is wanted. Kept as JSON, so that one that was written down by another version is read as far as
+/// it is understood, and not at all if it says what is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct CommitRequest {
     /// What the person says about it.
     pub message: String,
@@ -91,6 +93,10 @@ pub struct CommitRequest {
     pub keep: bool,
     /// Not as the image's head, but as a new image of this name, on which the checkout goes on.
     pub branch: Option<String>,
+    /// The branch leaves out what is lost here and at home.
+    pub partial: bool,
+    /// The commit that the branch continues, of another branch with this checkout's work; else the base.
+    pub onto: Option<(ImageId, CommitId)>,
 }
 
 /// A checkout that has ended, for whoever asks for its end again.
@@ -390,8 +396,7 @@ impl Database {
         })?;
         rows.map(|row| {
             let (row, wish) = row?;
-            let wish = wish.map(|wish| postcard::from_bytes(&wish)).transpose();
-            let wish = wish.map_err(|_| StateError::Damaged("a wanted commit"))?;
+            let wish = wish.and_then(|wish| read_wish(&wish));
             Ok(CheckpointRow { wish, ..row })
         })
         .collect()
@@ -481,7 +486,16 @@ impl Database {
 }
 
 fn encode_wish(wish: &CommitRequest) -> Result<Vec<u8>, StateError> {
-    postcard::to_allocvec(wish).map_err(|_| StateError::Damaged("a wanted commit does not encode"))
+    serde_json::to_vec(wish).map_err(|_| StateError::Damaged("a wanted commit does not encode"))
+}
+
+/// A wanted commit; nothing if it cannot be read: the checkpoint that it is about is worth more.
+fn read_wish(wish: &[u8]) -> Option<CommitRequest> {
+    let read = serde_json::from_slice(wish);
+    read.inspect_err(|error| {
+        tracing::warn!(%error, "a wanted commit cannot be read and is not made; its checkpoint is kept");
+    })
+    .ok()
 }
 
 fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {

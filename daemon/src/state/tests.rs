@@ -213,6 +213,37 @@ fn a_wanted_commit_is_wanted_after_a_restart_until_it_is_refused() {
 }
 
 #[test]
+fn a_wanted_commit_that_cannot_be_read_leaves_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    let wish = CommitRequest {
+        onto: Some((ImageId::from_bytes([7; 32]), CommitId::from_bytes([8; 32]))),
+        ..CommitRequest::default()
+    };
+    let wanted = CheckpointRow {
+        wish: Some(wish.clone()),
+        ..checkpoint(1)
+    };
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    state.now(|db| db.add_checkpoint(&wanted)).unwrap();
+    let read = |bytes: &[u8]| {
+        let sql = "UPDATE checkpoints SET wish = ?1";
+        let write = |db: &mut Database| Ok(db.sql.execute(sql, [bytes])?);
+        state.now(write).unwrap();
+        let mut rows = state.now(|db| db.checkpoints(checkout)).unwrap();
+        rows.pop().unwrap()
+    };
+    // As an earlier version wrote them: a message, then flags.
+    assert_eq!(read(b"\x05first\x00\x00\x01\x00"), checkpoint(1));
+    assert_eq!(read(b""), checkpoint(1));
+    assert_eq!(read(br#"{"message":"first","later":1}"#), checkpoint(1));
+    let older = read(br#"{"message":"first","keep":true}"#).wish.unwrap();
+    assert_eq!((older.message.as_str(), older.keep), ("first", true));
+    assert_eq!(read(&serde_json::to_vec(&wish).unwrap()), wanted);
+}
+
+#[test]
 fn the_newest_ended_checkouts_are_remembered() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
@@ -243,8 +274,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back =
-        "DROP TABLE acknowledged; DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
+    let back = "DROP TABLE acknowledged; DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
