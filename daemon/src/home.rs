@@ -458,6 +458,26 @@ impl Remote for HomeRemote {
         let link = self.0.clone();
         async move { reachable(&link).await }.boxed()
     }
+
+    fn hopeless(&self) -> BoxFuture<'static, ()> {
+        let link = self.0.clone();
+        async move {
+            loop {
+                // The newest attempt counts: the home may be back since the last one.
+                match link.connected(Instant::now() + PATIENCE).await {
+                    Ok(_) => std::future::pending().await,
+                    Err(error) => match CallError::from(error) {
+                        CallError::WrongHome
+                        | CallError::WentBack
+                        | CallError::Refused(Refusal::NotMember)
+                        | CallError::Protocol(_) => return,
+                        _ => tokio::time::sleep(RETRY_PAUSE).await,
+                    },
+                }
+            }
+        }
+        .boxed()
+    }
 }
 
 async fn reachable(link: &Link) {

@@ -30,6 +30,9 @@ pub enum FetchError {
     /// The home cannot be reached.
     #[error("the home cannot be reached")]
     Away,
+    /// Waiting for the home is in vain: another machine answers in its place, or it turns this device away.
+    #[error("the home does not answer this device; `imgctl doctor` says why")]
+    Never,
     /// The home lacks it.
     #[error("object {0} is missing at the home")]
     Missing(ObjectId),
@@ -330,6 +333,7 @@ impl Objects {
             .await
             .map_err(|lost| match lost {
                 Lost::Away => FetchError::Away,
+                Lost::Never => FetchError::Never,
                 Lost::Missing => FetchError::Missing(*id),
                 Lost::Corrupt => FetchError::Corrupt(*id),
             })

@@ -130,6 +130,11 @@ impl Drop for Running<'_> {
 pub(super) fn explain(error: &FetchError, name: &str) -> ApiError {
     match error {
         FetchError::Away => ApiError::away("What has been fetched stays; ask again to go on."),
+        FetchError::Never => ApiError::new(
+            Kind::HomeAway,
+            format!("{name} cannot be fetched: {error}."),
+            "What has been fetched stays.",
+        ),
         FetchError::Missing(_) | FetchError::Corrupt(_) => ApiError::new(
             Kind::Corrupt,
             format!("A part of {name} cannot be had: {error}."),

@@ -400,7 +400,9 @@ pub(super) fn explain(
         CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {
             shared.home.explain(error, name)
         }
-        CommitError::Fetch(FetchError::Away) => shared.home.explain(&CallError::Away, name),
+        CommitError::Fetch(FetchError::Away | FetchError::Never) => {
+            shared.home.explain(&shared.home.absence(), name)
+        }
         CommitError::Fetch(FetchError::Missing(_) | FetchError::Corrupt(_))
         | CommitError::Upload(UploadError::Lost(_) | UploadError::Record(_)) => ApiError::new(
             Kind::Corrupt,

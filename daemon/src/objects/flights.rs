@@ -25,6 +25,10 @@ pub trait Remote: Send + Sync + 'static {
     fn fetch(&self, ids: Vec<ObjectId>, class: Class) -> BoxStream<'static, Arrival>;
     /// Resolves once the home can be reached.
     fn reachable(&self) -> BoxFuture<'static, ()>;
+    /// Resolves once it is known that waiting is in vain: who answers is another, or turns this device away.
+    fn hopeless(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// One object of an answer, or what went wrong.
@@ -44,6 +48,8 @@ pub enum Trouble {
 pub(super) enum Lost {
     /// The home could not be reached in time.
     Away,
+    /// The home will not answer until a person does something.
+    Never,
     /// The home has no such object.
     Missing,
     /// The home has other bytes under its id.
@@ -152,8 +158,16 @@ impl Flights {
     async fn fetch(&self, mut ids: Vec<ObjectId>, class: Class) {
         let deadline = Instant::now() + DEMAND_TIMEOUT;
         while !ids.is_empty() {
-            if timeout_at(deadline, self.remote.reachable()).await.is_err() {
-                break;
+            tokio::select! {
+                reached = timeout_at(deadline, self.remote.reachable()) => if reached.is_err() {
+                    break;
+                },
+                () = self.remote.hopeless() => {
+                    for id in ids {
+                        self.land(&id, Err(Lost::Never));
+                    }
+                    return;
+                }
             }
             let mut arrivals = self.remote.fetch(ids.clone(), class);
             let mut kept = Vec::new();
@@ -289,6 +303,7 @@ mod tests {
         asked: Mutex<Vec<(Vec<ObjectId>, Class)>>,
         gate: Arc<tokio::sync::Semaphore>,
         reachable: bool,
+        hopeless: bool,
         breaks: AtomicU64,
     }
 
@@ -298,8 +313,21 @@ mod tests {
                 asked: Mutex::default(),
                 gate: Arc::new(tokio::sync::Semaphore::new(permits)),
                 reachable,
+                hopeless: false,
                 breaks: AtomicU64::new(0),
             })
+        }
+
+        /// Another machine answers at the home's address.
+        fn of_another() -> Arc<Self> {
+            let fake = Self {
+                asked: Mutex::default(),
+                gate: Arc::new(tokio::sync::Semaphore::new(0)),
+                reachable: false,
+                hopeless: true,
+                breaks: AtomicU64::new(0),
+            };
+            Arc::new(fake)
         }
 
         fn asked(&self) -> Vec<(Vec<ObjectId>, Class)> {
@@ -338,6 +366,26 @@ mod tests {
                 std::future::pending().boxed()
             }
         }
+
+        fn hopeless(&self) -> BoxFuture<'static, ()> {
+            if self.hopeless {
+                std::future::ready(()).boxed()
+            } else {
+                std::future::pending().boxed()
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_will_never_come_is_not_waited_for() {
+        let flights = flights(&Fake::of_another());
+        let began = Instant::now();
+        let outcome = flights.get(id(1, 1), Class::Demand).await;
+        assert_eq!(outcome, Err(Lost::Never));
+        assert_eq!(Instant::now(), began);
+        // And asked for again it is tried again.
+        let outcome = flights.get(id(1, 1), Class::Hydrate).await;
+        assert_eq!(outcome, Err(Lost::Never));
     }
 
     fn id(first: u8, rest: u8) -> ObjectId {
