@@ -71,6 +71,49 @@ async fn a_lapsed_lease_without_a_rival_comes_back_with_the_home() {
 }
 
 #[tokio::test]
+async fn the_commit_of_a_read_only_checkout_is_pinned_at_every_contact() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+    let label = Label {
+        name: "vm".into(),
+        dir: "/read".into(),
+    };
+    let checkout = CheckoutId::from_bytes([0xdd; 32]);
+    let base = Some(CommitId::from_bytes([9; 32]));
+    let reader = Holder::read_only(crate::stream::fake::IMAGE, checkout, base);
+    device.keeper.keep(label, reader).await.unwrap();
+    let pinned = async |times: usize| {
+        let pins = || {
+            fake.lock()
+                .calls
+                .iter()
+                .filter(|call| **call == "pin")
+                .count()
+        };
+        while pins() < times {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(pins(), times);
+    };
+    let wait = Duration::from_secs(20);
+    tokio::time::timeout(wait, pinned(1)).await.unwrap();
+    // Not before the next contact, unless a day has passed.
+    let renewed = device.keeper.renew(CHECKOUT, terms()).await;
+    renewed.unwrap();
+    pinned(1).await;
+    fake.lock().hang_up();
+    tokio::time::timeout(wait, pinned(2)).await.unwrap();
+}
+
+fn terms() -> Terms {
+    Terms {
+        ttl_ms: 600_000,
+        mode: LeaseMode::Online,
+    }
+}
+
+#[tokio::test]
 async fn a_refused_event_changes_nothing_and_an_unknown_checkout_is_named_so() {
     let fake = FakeHome::start().await;
     let dir = tempfile::tempdir().unwrap();
