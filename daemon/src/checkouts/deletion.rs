@@ -1,11 +1,15 @@
 //! What becomes of checkouts whose image is deleted: refused where it can be, and nothing is lost where not.
 
-use img_lease::holder::Event as LeaseEvent;
+use std::collections::BTreeSet;
+
+use img_lease::holder::{Event as LeaseEvent, Holder};
 use img_types::ImageId;
 
 use super::{Checkout, Checkouts, Shared, lock};
 use crate::error::{ApiError, Kind};
 use crate::images::Image;
+use crate::keeper::Label;
+use crate::state::{CheckoutRow, State};
 
 impl Checkouts {
     /// Refuses to delete an image while it is checked out here.
@@ -41,6 +45,28 @@ impl Checkouts {
             self.shared.orphan(&checkout).await;
         }
     }
+}
+
+/// The images of checkouts without a lease that the home did not list any more when it was last asked: they were
+/// deleted, and nothing of them can be adopted.
+pub(super) async fn gone(
+    rows: &[CheckoutRow],
+    kept: &[(Label, Holder)],
+    state: &State,
+) -> BTreeSet<ImageId> {
+    let listed = match state.with(|db| db.images()).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(%error, "deleted images are noticed when the home answers");
+            return BTreeSet::new();
+        }
+    };
+    let listed: BTreeSet<_> = listed.into_iter().map(|row| row.image).collect();
+    let leased = kept.iter().filter(|(_, holder)| holder.token().is_some());
+    let leased: BTreeSet<_> = leased.map(|(_, holder)| holder.checkout()).collect();
+    let lost = rows.iter().filter(|row| !leased.contains(&row.checkout));
+    let images = lost.map(|row| row.image);
+    images.filter(|image| !listed.contains(image)).collect()
 }
 
 impl Shared {

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::opening::{begin, label, tree_config};
 use super::worker::Beginning;
-use super::{Checkouts, Shared, metadata};
+use super::{Checkouts, Shared, deletion, metadata};
 use crate::commits::{OpenCommit, OpenDescriptor};
 use crate::events::{Events, Phase, Reporter};
 use crate::home::Home;
@@ -49,6 +49,7 @@ impl Checkouts {
                 kept.push((label(row), keeper::decode(holder)?));
             }
         }
+        let gone = Mutex::new(deletion::gone(&rows, &kept, &state).await);
         let keeper = Keeper::start(Arc::clone(&home), state.clone(), events.clone(), kept);
         let shared = Arc::new(Shared {
             home,
@@ -60,7 +61,7 @@ impl Checkouts {
             open: Mutex::default(),
             opening: Mutex::default(),
             seen: Mutex::new(BTreeMap::new()),
-            gone: Mutex::default(),
+            gone,
             searched: Mutex::default(),
         });
         for row in rows {

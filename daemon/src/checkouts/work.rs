@@ -353,13 +353,20 @@ pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) ->
 
 /// The image is gone, and the checkout's work with nowhere to go.
 fn deleted(name: &str, dir: &Path) -> ApiError {
-    let dir = dir.display();
     ApiError::new(
         Kind::Orphan,
-        format!("{name} has been deleted at the home. What is checked out at {dir} is kept."),
         format!(
-            "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`, or drop it with `imgctl release {dir} --discard`."
+            "{name} has been deleted at the home. What is checked out at {} is kept.",
+            dir.display()
         ),
+        save_or_drop(dir),
+    )
+}
+
+fn save_or_drop(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`, or drop it with `imgctl release {dir} --discard`."
     )
 }
 
@@ -398,7 +405,12 @@ pub(super) fn explain(
         CommitError::Upload(UploadError::Superseded) => orphan(shared, image, name, dir),
         deletion if says_deleted(deletion) => deleted(name, dir),
         CommitError::Upload(UploadError::Call(error)) | CommitError::Call(error) => {
-            shared.home.explain(error, name)
+            let mut told = shared.home.explain(error, name);
+            if told.kind == Kind::Orphan {
+                // The name may be a newer image's, or another checkout's.
+                told.hint = save_or_drop(dir);
+            }
+            told
         }
         CommitError::Fetch(FetchError::Away | FetchError::Never) => {
             shared.home.explain(&shared.home.absence(), name)
