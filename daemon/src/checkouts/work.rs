@@ -270,16 +270,24 @@ pub(super) async fn give_back(
     checkout: CheckoutId,
     token: Token,
 ) -> Result<(), CallError> {
-    loop {
-        let call = Call::Release {
+    end_one(
+        shared,
+        Call::Release {
             image,
             checkout,
             token,
-        };
-        match shared.home.mutate(call).await {
-            Ok(released) => return Ok(shared.home.settle(released.request).await?),
+        },
+    )
+    .await
+}
+
+/// Ends something at home; waits out an absent home. What the home does not know has ended.
+async fn end_one(shared: &Shared, call: Call) -> Result<(), CallError> {
+    loop {
+        match shared.home.mutate(call.clone()).await {
+            Ok(ended) => return Ok(shared.home.settle(ended.request).await?),
             Err(CallError::Refused(refusal)) => {
-                tracing::debug!(%refusal, "a lease was gone before it was given back");
+                tracing::debug!(%refusal, "something was gone before it was given back");
                 return Ok(());
             }
             Err(CallError::Away) => shared.home.reachable().await,
@@ -288,15 +296,21 @@ pub(super) async fn give_back(
     }
 }
 
-/// Ends what the home keeps for a checkout: its lease, or the pin of what it read.
+/// Ends what the home keeps for a checkout: its lease, or the pin of what it read; and what is staged of it, where
+/// that is dropped.
 pub(super) async fn end_at_home(
     shared: Arc<Shared>,
     image: ImageId,
     checkout: CheckoutId,
     base: Option<CommitId>,
+    unstages: bool,
     reporter: Reporter,
 ) -> Result<(), CallError> {
     reporter.phase(Phase::Release, None);
+    if unstages {
+        // Nobody else is to be asked whether it may be passed over.
+        end_one(&shared, Call::Unstage { image, checkout }).await?;
+    }
     let holder = shared.keeper.holder(checkout);
     if let Some(token) = holder.as_ref().and_then(|holder| holder.token()) {
         return give_back(&shared, image, checkout, token).await;

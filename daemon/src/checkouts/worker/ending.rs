@@ -123,7 +123,11 @@ impl Worker {
     }
 
     fn discard(&mut self) {
-        if let Some(streaming) = self.streaming.take() {
+        // The call that stages is waited for: what it stages is dropped at home too.
+        if !self.give_way()
+            && self.staging.is_none()
+            && let Some(streaming) = self.streaming.take()
+        {
             streaming.abort();
         }
         for wish in std::mem::take(&mut self.wishes) {
@@ -165,7 +169,7 @@ impl Worker {
                 settled && self.wishes.is_empty() && !self.is_unsaved()
             }
             // What a seal still puts into the outbox is to be removed too.
-            Stage::Discarding => self.sealing.is_none(),
+            Stage::Discarding => self.sealing.is_none() && self.streaming.is_none(),
         };
         if !is_due || self.farewell.is_some() || self.farewell_again.is_some() {
             return;
@@ -175,6 +179,8 @@ impl Worker {
             self.image,
             self.checkout,
             self.base.as_ref().map(|base| base.id),
+            // Only a checkpoint that no commit contains can be staged.
+            self.stage == Stage::Discarding && !self.checkpoints.is_empty(),
             self.reporter.clone(),
         )));
     }
