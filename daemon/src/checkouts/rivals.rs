@@ -22,6 +22,23 @@ use crate::images::Image;
 use crate::keeper::luck;
 
 impl Shared {
+    /// Asks the home for the list, and compares; waits out an absent home.
+    pub(super) async fn look_for_rivals(self: &Arc<Self>) {
+        loop {
+            let asked = self.clock.now();
+            match self.images.list().await {
+                Ok(listing) if !listing.stale => {
+                    return self.notice_rivals(&listing.images, asked).await;
+                }
+                Ok(_) => self.home.reachable().await,
+                Err(error) => {
+                    tracing::warn!(%error, "the images could not be listed");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Compares the list with what the checkouts believe; `asked` is when it was asked for.
     pub(super) async fn notice_rivals(self: &Arc<Self>, images: &[Image], asked: Moment) {
         self.leave_closed(images).await;

@@ -110,6 +110,8 @@ pub(super) struct Worker {
     staging: Option<Staging>,
     stage_again: Option<Instant>,
     release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
+    /// Set while a release does not know whether it goes on.
+    looking: Option<Looking>,
     sealing: Option<JoinHandle<Sealed>>,
     seal_again: Option<Instant>,
     streaming: Option<JoinHandle<Streamed>>,
@@ -138,6 +140,13 @@ enum Arrived {
     Staged(CommitId),
 }
 
+/// A question to the home, what became of a lease that was lost during a release.
+struct Looking {
+    task: JoinHandle<()>,
+    /// Why the last commit was refused.
+    error: ApiError,
+}
+
 /// What ends a worker.
 enum Flow {
     GoOn,
@@ -151,6 +160,7 @@ enum Happened {
     Streamed(Streamed),
     NotStaged(CommitError),
     SaidFarewell(Result<(), CallError>),
+    Looked(ApiError),
     GenerationClosed,
     Unmounted,
     Ticked,
@@ -198,6 +208,7 @@ impl Worker {
             staging: None,
             stage_again: None,
             release_waiters: Vec::new(),
+            looking: None,
             sealing: None,
             seal_again: None,
             streaming: None,
@@ -289,6 +300,10 @@ impl Worker {
                 self.farewell = None;
                 Happened::SaidFarewell(said)
             }
+            error = looked(&mut self.looking) => {
+                self.looking = None;
+                Happened::Looked(error)
+            }
             () = closed(self.tree.as_ref()) => Happened::GenerationClosed,
             () = unmounted(self.mounted.as_ref()) => Happened::Unmounted,
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
@@ -351,6 +366,7 @@ impl Worker {
                 self.answer_release(|| Err(error.clone()));
                 self.farewell_again = Some(Instant::now() + SEAL_PAUSE);
             }
+            Happened::Looked(error) => self.looked(error),
             Happened::Unmounted => self.unmounted_by_others(),
             Happened::GenerationClosed => {}
             Happened::Ticked => self.notice_absence(),
@@ -646,6 +662,9 @@ impl Worker {
         if let Some(task) = self.farewell.take() {
             task.abort();
         }
+        if let Some(looking) = self.looking.take() {
+            looking.task.abort();
+        }
         block_in_place(|| {
             if let Some(mut mounted) = self.mounted.take()
                 && let Err(error) = mounted.unmount()
@@ -669,6 +688,18 @@ async fn joined<T, E>(
 ) -> Result<T, E> {
     match task {
         Some(running) => running.await.unwrap_or_else(|_| Err(broken())),
+        None => pending().await,
+    }
+}
+
+/// Waits until the home has been asked; returns why the last commit was refused.
+async fn looked(looking: &mut Option<Looking>) -> ApiError {
+    match looking {
+        Some(looking) => {
+            // One that panicked has found nothing.
+            let _ = (&mut looking.task).await;
+            looking.error.clone()
+        }
         None => pending().await,
     }
 }

@@ -136,7 +136,8 @@ impl Worker {
 
     /// Starts the next commit, if one is wanted and its generation is sealed.
     pub(super) fn start_commit(&mut self) {
-        if self.onward.is_some() || self.stage == Stage::Discarding {
+        let waits = self.onward.is_some() || self.looking.is_some();
+        if waits || self.stage == Stage::Discarding {
             return;
         }
         let ready = self
@@ -287,7 +288,7 @@ impl Worker {
         self.drop_wishes();
         self.answer_upto(u64::MAX, |_| Err(told.clone()));
         if self.stage == Stage::Releasing {
-            self.call_off_release(told);
+            self.not_released(told);
         }
     }
 

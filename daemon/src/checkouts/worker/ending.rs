@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
-use super::Worker;
+use super::{Looking, Worker};
 use crate::checkouts::{lock, processes, work};
 use crate::error::{ApiError, Kind};
 use crate::events::Phase;
@@ -145,8 +145,33 @@ impl Worker {
         Ok(())
     }
 
+    /// The last commit was refused. Where somebody has taken the lease over, the home is asked whether the work
+    /// is to go on as a branch: then the release ends there.
+    pub(super) fn not_released(&mut self, error: ApiError) {
+        let holder = self.shared.keeper.holder(self.checkout);
+        if holder.is_none_or(|holder| holder.kind() != LeaseKind::Orphan) {
+            self.call_off_release(error);
+            return;
+        }
+        let shared = self.shared.clone();
+        self.looking = Some(Looking {
+            task: tokio::spawn(async move { shared.look_for_rivals().await }),
+            error,
+        });
+    }
+
+    /// The home has been asked what became of the lease; a branch to go on as has been heard of before this.
+    pub(super) fn looked(&mut self, error: ApiError) {
+        let holder = self.shared.keeper.holder(self.checkout);
+        let goes_on =
+            self.onward.is_some() || holder.is_some_and(|holder| holder.token().is_some());
+        if self.stage == Stage::Releasing && !goes_on {
+            self.call_off_release(error);
+        }
+    }
+
     /// The last commit was refused: the checkout stays, mounted as before.
-    pub(super) fn call_off_release(&mut self, error: ApiError) {
+    fn call_off_release(&mut self, error: ApiError) {
         if let Err(failed) = self.enter(Stage::Open) {
             tracing::error!(error = %failed, "a release could not be called off");
             return;
@@ -154,6 +179,8 @@ impl Worker {
         if let Err(failed) = self.mount() {
             tracing::warn!(error = %failed, "a checkout is not mounted again");
         }
+        // Whoever asked for it may have gone.
+        self.set_problem(Some(format!("It could not be released. {}", error.message)));
         self.answer_release(|| Err(error.clone()));
     }
 
@@ -161,10 +188,13 @@ impl Worker {
     pub(super) fn start_farewell(&mut self) {
         let is_due = match self.stage {
             Stage::Opening | Stage::Open => false,
+            Stage::Releasing if self.looking.is_some() || self.onward.is_some() => false,
             Stage::Releasing => {
                 let settled = self.wishes.is_empty() && self.streaming.is_none();
                 if settled && self.sealing.is_none() && self.is_unsaved() {
                     self.wish_for_the_rest();
+                    // What is sealed already brings no event that would start it.
+                    self.start_commit();
                 }
                 settled && self.wishes.is_empty() && !self.is_unsaved()
             }
