@@ -61,6 +61,8 @@ impl CommitJob {
             ));
             return Err(CommitError::Forbidden(Box::new(error)));
         };
+        let (image, commit) = self.request.onto.unwrap_or((self.image, base.id));
+        let parent = Parent { image, commit };
         self.reporter.phase(Phase::Push, Some(self.sealed_bytes));
         let mut sent = self.stream().await?;
         let draft = BranchDraft {
@@ -70,15 +72,7 @@ impl CommitJob {
             logical_bytes,
             files,
             sealed_bytes: self.sealed_bytes,
-            ..BranchDraft::of(
-                &from,
-                &name,
-                base,
-                Parent {
-                    image: self.image,
-                    commit: base.id,
-                },
-            )
+            ..BranchDraft::of(&from, &name, base, parent)
         };
         let branch = draft.sign(&shared.home).map_err(UploadError::from)?;
         self.reporter.phase(Phase::Commit, None);

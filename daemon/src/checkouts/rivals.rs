@@ -11,12 +11,13 @@ use std::sync::Arc;
 use img_lease::Terms;
 use img_lease::holder::{Event as LeaseEvent, Granted, Holder, Kind as LeaseKind, Moment};
 use img_proto::LeaseRow;
-use img_types::{CheckoutId, Epoch, Seq, Token};
+use img_types::{CheckoutId, CommitId, Epoch, ImageId, Seq, Token};
 
 use super::branching::Onward;
 use super::stealing::NAMES_TRIED_MAX;
 use super::worker::Command;
 use super::{Checkout, CommitRequest, Shared, lock, work};
+use crate::commits::OpenCommit;
 use crate::error::Kind;
 use crate::images::Image;
 use crate::keeper::luck;
@@ -56,7 +57,7 @@ impl Shared {
                 if image.row.image == holder.image() {
                     continue;
                 }
-                if self.keeps_work_of(image, &holder) {
+                if self.keeps_work_of(image, &holder, images).await {
                     goes_on = true;
                     self.go_on(&checkout, image, lease, asked).await;
                 } else {
@@ -71,18 +72,38 @@ impl Shared {
     }
 
     /// Whether an image is a branch that continues what a checkout stands on.
-    fn keeps_work_of(&self, image: &Image, holder: &Holder) -> bool {
+    async fn keeps_work_of(&self, image: &Image, holder: &Holder, images: &[Image]) -> bool {
         let Some(head) = image.head.as_ref().map(|head| head.record()) else {
             return false;
         };
         // A branch that a thief made of such a branch has another parent, but not this device's signature.
-        let continues = head
-            .parent
-            .is_some_and(|parent| parent.image == holder.image());
-        head.seq == Seq(0)
-            && head.checkout == holder.checkout()
-            && image.row.epoch == Epoch(1)
-            && (continues || head.device != self.home.device())
+        let fits =
+            head.seq == Seq(0) && head.checkout == holder.checkout() && image.row.epoch == Epoch(1);
+        if !fits || head.device != self.home.device() {
+            return fits;
+        }
+        let Some(parent) = head.parent else {
+            return false;
+        };
+        // What was left of a branch that others took continues that branch.
+        let mut others = images.iter();
+        match others.find(|other| other.row.image == parent.image) {
+            _ if parent.image == holder.image() => true,
+            Some(lost) => {
+                let first = self.images.first_commit(lost).await;
+                first.is_ok_and(|first| self.is_of_work(&first, holder))
+            }
+            None => false,
+        }
+    }
+
+    /// Whether a commit is the first one of a branch that a thief made of a checkout's work.
+    fn is_of_work(&self, first: &OpenCommit, holder: &Holder) -> bool {
+        let first = first.record();
+        let parent = first.parent.map(|parent| parent.image);
+        parent == Some(holder.image())
+            && first.checkout == holder.checkout()
+            && first.device != self.home.device()
     }
 
     async fn go_on(&self, checkout: &Checkout, image: &Image, lease: &LeaseRow, asked: Moment) {
@@ -198,20 +219,24 @@ impl Shared {
                     continue;
                 }
             };
-            let first = first.record();
-            let of_holder = first
-                .parent
-                .is_some_and(|parent| parent.image == holder.image());
-            if of_holder && first.checkout == checkout.id && first.device != self.home.device() {
+            if self.is_of_work(&first, &holder) {
                 let (shared, checkout) = (Arc::clone(self), Arc::clone(checkout));
                 let stem = image.name().to_string();
-                tokio::spawn(async move { shared.save_the_rest(&checkout, &stem).await });
+                // It holds what was staged here over the same base, so the rest stands on it.
+                let parent = first.record().parent.map(|parent| parent.commit);
+                let onto = (parent == holder.base()).then_some((image.row.image, first.id));
+                tokio::spawn(async move { shared.save_the_rest(&checkout, &stem, onto).await });
                 return;
             }
         }
     }
 
-    async fn save_the_rest(&self, checkout: &Checkout, stem: &str) {
+    async fn save_the_rest(
+        &self,
+        checkout: &Checkout,
+        stem: &str,
+        onto: Option<(ImageId, CommitId)>,
+    ) {
         for _ in 0..NAMES_TRIED_MAX {
             let name = match self.free_name(stem).await {
                 Ok(name) => name,
@@ -223,6 +248,7 @@ impl Shared {
             let request = CommitRequest {
                 message: format!("What was here when {stem} had gone to somebody else"),
                 branch: Some(name.to_string()),
+                onto,
                 ..CommitRequest::default()
             };
             match checkout.commit(request, true).await {

@@ -169,6 +169,7 @@ impl Worker {
             request.keep |= other.request.keep;
             if request.branch.is_none() {
                 request.branch.clone_from(&other.request.branch);
+                request.onto = other.request.onto;
             }
         }
         let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);

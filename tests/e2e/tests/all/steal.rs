@@ -379,6 +379,15 @@ fn the_rest_of_a_branch_that_was_taken_too_becomes_another() -> Result<()> {
         let status = laptop.json(&["status"])?;
         Ok((status["name"] == "kept-2" && status["state"] == "leased").then_some(()))
     })?;
+    // It stands on what the thief had kept.
+    let kept = desktop.json(&["log", "kept"])?;
+    let rest = laptop.json(&["log", "kept-2"])?;
+    let first = |log: &Value| {
+        log.as_array()
+            .map_or(log, |log| &log[log.len() - 1])
+            .clone()
+    };
+    ensure!(first(&rest)["parent"] == first(&kept)["commit"], "{rest}");
     laptop.json(&["release", "kept-2"])?;
     let rest = desktop.checkout("kept-2", &[])?;
     ensure!(fs::read_to_string(rest.join("staged"))? == "at home");
