@@ -150,6 +150,9 @@ pub(crate) enum Command {
         /// Show at most this many commits
         #[arg(long, default_value_t = 100)]
         limit: u32,
+        /// Show who had the image, who took it and why, and what was refused; for admins
+        #[arg(long)]
+        audit: bool,
     },
     /// Write an image to a folder, a raw disk file or a tar
     Export(ExportArgs),

@@ -39,6 +39,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/images/{name}", delete(images::delete))
         .route("/v1/images/{name}/rename", post(images::rename))
         .route("/v1/images/{name}/log", get(images::log))
+        .route("/v1/images/{name}/audit", get(images::audit))
         .route("/v1/images/{name}/export", post(images::export))
         .route("/v1/images/{name}/branch", post(steal::branch))
         .route("/v1/images/{name}/steal", post(steal::steal))

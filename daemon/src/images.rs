@@ -3,6 +3,7 @@
 //! Owns listing, naming, history and the resolution of what a person writes for a commit. It knows nothing of
 //! checkouts and mounts. Answers have the fields of `docs/control-api.md`.
 
+mod audit;
 mod branch;
 mod create;
 mod export;
@@ -23,6 +24,7 @@ use crate::events::{time, time_after};
 use crate::home::{CallError, Home};
 use crate::state::State;
 
+pub use audit::REASON_PURPOSE;
 pub use create::CreateRequest;
 pub use export::ExportRequest;
 pub use history::CommitSpec;

@@ -19,6 +19,24 @@ struct Commit {
     home: bool,
     #[serde(default)]
     stale: bool,
+    #[serde(default)]
+    branches: Vec<Named>,
+    parent: Option<String>,
+    parent_image: Option<Named>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Event {
+    kind: String,
+    time: String,
+    device: Option<String>,
+    call: Option<String>,
+    reason: Option<String>,
 }
 
 /// Shows an image's history, newest first.
@@ -28,9 +46,51 @@ pub(super) async fn log(session: &Session, name: &ImageName, limit: u32) -> Resu
     session.output.answer(&commits, render)
 }
 
+/// Shows who had an image, who took it and what was refused, newest first.
+pub(super) async fn audit(session: &Session, name: &ImageName, limit: u32) -> Result<(), Failure> {
+    let path = format!("{}/audit?limit={limit}", values::image_resource(name));
+    let events = session.api.get(&path).await?;
+    session.output.answer(&events, render_audit)
+}
+
+fn render_audit(events: &Value) -> Result<String, serde_json::Error> {
+    let events = Vec::<Event>::deserialize(events)?;
+    let rows = events.into_iter().map(|event| {
+        let what = match event.call {
+            Some(call) => format!("{} {call}", event.kind),
+            None => event.kind,
+        };
+        let device = event.device.unwrap_or_else(|| "a stranger".to_owned());
+        [
+            show::time(&event.time),
+            device,
+            what,
+            event.reason.unwrap_or_default(),
+        ]
+    });
+    Ok(show::table(["TIME", "DEVICE", "WHAT", "WHY"], rows))
+}
+
 fn render(commits: &Value) -> Result<String, serde_json::Error> {
     let commits = Vec::<Commit>::deserialize(commits)?;
     let stale = commits.iter().any(|commit| commit.stale);
+    let mut drawn: Vec<Vec<String>> = Vec::new();
+    for commit in &commits {
+        let name = |named: &Named| named.name.clone().unwrap_or_else(|| "an image".to_owned());
+        let left = commit
+            .branches
+            .iter()
+            .map(|branch| format!("  ├─▶ {}", name(branch)));
+        let mut lines: Vec<_> = left.collect();
+        if let (Some(from), Some(parent)) = (&commit.parent_image, &commit.parent) {
+            lines.push(format!(
+                "  └── left {} at {}",
+                name(from),
+                show::short(parent)
+            ));
+        }
+        drawn.push(lines);
+    }
     let rows = commits.into_iter().map(|commit| {
         let note = if commit.home {
             commit.kind
@@ -46,7 +106,15 @@ fn render(commits: &Value) -> Result<String, serde_json::Error> {
             commit.message,
         ]
     });
-    let mut text = show::table(["SEQ", "COMMIT", "TIME", "DEVICE", "KIND", "MESSAGE"], rows);
+    let table = show::table(["SEQ", "COMMIT", "TIME", "DEVICE", "KIND", "MESSAGE"], rows);
+    // Below each commit, where branches left it or it left another image.
+    let mut lines: Vec<String> = Vec::new();
+    for (at, line) in table.lines().enumerate() {
+        lines.push(line.to_owned());
+        let below = at.checked_sub(1).and_then(|at| drawn.get_mut(at));
+        lines.extend(below.map(std::mem::take).unwrap_or_default());
+    }
+    let mut text = lines.join("\n");
     if stale {
         text.push_str("\nThe home cannot be reached: this is what is known of it here.");
     }
@@ -57,6 +125,35 @@ fn render(commits: &Value) -> Result<String, serde_json::Error> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn branches_are_drawn_where_they_left() {
+        let row = |seq: u64, branches: Value, parent_image: Value| {
+            json!({"commit": "ab".repeat(32), "seq": seq, "device": "laptop", "time": "2026-11-21T11:00:00Z", "message": "",
+                "kind": "branch", "home": true, "branches": branches, "parent": "cd".repeat(32), "parent_image": parent_image})
+        };
+        let log = json!([
+            row(1, json!([{"name": "vm-laptop"}]), json!(null)),
+            row(0, json!([]), json!({"name": "base"}))
+        ]);
+        let text = render(&log).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[2], "  ├─▶ vm-laptop");
+        assert_eq!(lines[4], "  └── left base at cdcdcdcdcd");
+        assert_eq!(lines.len(), 5);
+    }
+
+    #[test]
+    fn an_audit_says_who_and_why() {
+        let audit = json!([
+            {"kind": "steal", "time": "2026-11-21T12:00:00Z", "device": "desktop", "reason": "the train leaves"},
+            {"kind": "refused", "time": "2026-11-21T11:00:00Z", "device": null, "call": "Acquire", "reason": "leased"},
+        ]);
+        let text = render_audit(&audit).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("desktop") && lines[1].ends_with("the train leaves"));
+        assert!(lines[2].contains("a stranger") && lines[2].contains("refused Acquire"));
+    }
 
     #[test]
     fn checkpoints_that_are_only_here_are_marked() {

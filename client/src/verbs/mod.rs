@@ -105,7 +105,12 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             release::release(&session, &checkout, discard).await
         }
         Command::Cache { limit } => cache::cache(&session, limit).await,
-        Command::Log { name, limit } => log::log(&session, &name, limit).await,
+        Command::Log {
+            name,
+            limit,
+            audit: true,
+        } => log::audit(&session, &name, limit).await,
+        Command::Log { name, limit, .. } => log::log(&session, &name, limit).await,
         Command::Export(args) => export::export(&session, args).await,
         Command::Leases => leases::leases(&session).await,
         Command::Doctor => doctor::doctor(&session).await,

@@ -22,6 +22,7 @@ use crate::commits::RecordError;
 use crate::error::{ApiError, Kind};
 use crate::events::{Reporter, time, time_after};
 use crate::home::{CallError, Home};
+use crate::images::REASON_PURPOSE;
 use crate::images::{Image, Images};
 
 /// A steal that a person wants.
@@ -310,7 +311,5 @@ fn nobody(name: &ImageName) -> ApiError {
     error
 }
 
-/// Purpose of a steal's sealed reason.
-const REASON_PURPOSE: &str = "steal reason";
 /// How often another free name is tried when somebody was faster.
 pub(super) const NAMES_TRIED_MAX: u32 = 5;

@@ -113,6 +113,18 @@ pub(super) struct Log {
     limit: Option<usize>,
 }
 
+pub(super) async fn audit(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Query(query): Query<Log>,
+) -> Answer {
+    let member = daemon.member()?;
+    let image = member.images.find(&image_name(&name)?).await?;
+    let limit = query.limit.unwrap_or(LOG_LIMIT_DEFAULT);
+    let rows = member.images.audit(&image, limit).await?;
+    Ok(Json(Value::Array(rows)))
+}
+
 pub(super) async fn log(
     State(daemon): State<Arc<Daemon>>,
     Path(name): Path<String>,
@@ -121,6 +133,7 @@ pub(super) async fn log(
     let member = daemon.member()?;
     let listing = member.images.list().await?;
     let mut stale = listing.stale;
+    let listed = listing.images.clone();
     let image = member.images.pick(listing, &image_name(&name)?)?;
     let limit = query.limit.unwrap_or(LOG_LIMIT_DEFAULT);
     let mut history = Vec::new();
@@ -137,7 +150,13 @@ pub(super) async fn log(
         history.truncate(limit);
     }
     let local = member.checkouts.checkpoints_of(image.row.image);
-    let rows = member.images.log_json(&history, &local, stale);
+    let mut rows = member.images.log_json(&history, &local, stale);
+    if !stale {
+        member
+            .images
+            .draw_branches(&image, &listed, &mut rows)
+            .await;
+    }
     Ok(Json(Value::Array(rows)))
 }
 

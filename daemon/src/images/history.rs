@@ -168,6 +168,41 @@ impl Images {
         local.chain(home).collect()
     }
 
+    /// Says of each commit in `rows` which of the other images left it as branches. Where a first commit cannot
+    /// be had now its branch is not drawn.
+    pub async fn draw_branches(&self, image: &Image, others: &[Image], rows: &mut [Value]) {
+        let mut left: Vec<(String, Value)> = Vec::new();
+        for other in others
+            .iter()
+            .filter(|other| other.row.image != image.row.image)
+        {
+            let first = self.first_parent(other).await;
+            if let Some(parent) = first.filter(|parent| parent.image == image.row.image) {
+                let branch = json!({ "name": other.name().as_str(), "image": other.row.image });
+                left.push((parent.commit.to_string(), branch));
+            }
+        }
+        for row in rows {
+            let commit = row["commit"].as_str().unwrap_or_default().to_owned();
+            let branches = left.iter().filter(|(at, _)| *at == commit);
+            row["branches"] = branches.map(|(_, branch)| branch.clone()).collect();
+        }
+    }
+
+    /// What an image's first commit comes from. It is asked for once: with its receipt it is kept.
+    async fn first_parent(&self, image: &Image) -> Option<img_records::Parent> {
+        let id = image.row.image;
+        let kept = self.state.with(move |db| db.acknowledged(id)).await.ok()?;
+        let first = kept.first().filter(|first| first.seq == Seq(0));
+        match first {
+            Some(first) => {
+                let signed = img_records::SignedCommit::decode(&first.record).ok()?;
+                signed.record.parent
+            }
+            None => self.first_commit(image).await.ok()?.record().parent,
+        }
+    }
+
     /// The name under which an image was last seen; nothing if it is not known here any more.
     fn name_seen(&self, image: ImageId) -> Option<String> {
         let row = tokio::task::block_in_place(|| self.state.now(|db| db.image(image))).ok()??;

@@ -214,3 +214,56 @@ fn staged_work_of_a_lapsed_holder_is_passed_over_only_when_asked() -> Result<()>
     ensure!(fs::read_to_string(mount.join("staged"))? == "at home");
     Ok(())
 }
+
+#[test]
+fn the_history_shows_branches_and_who_had_the_image() -> Result<()> {
+    let (_world, laptop, desktop) = taken_along()?;
+    let head = desktop.json(&["ls"])?["head"].clone();
+    desktop.fails(4, &["checkout", "vm"])?;
+    desktop.json(&["steal", "vm", "--reason", "the train leaves"])?;
+    becomes(&laptop, "vm", "orphan")?;
+    laptop.json(&["commit", "vm", "--branch", "mine"])?;
+    desktop.json(&["release", "vm"])?;
+
+    let log = desktop.json(&["log", "vm"])?;
+    ensure!(
+        log[0]["commit"] == head && log[0]["branches"][0]["name"] == "mine",
+        "{log}"
+    );
+    let drawn = desktop.imgctl(&["log", "vm"])?.stdout;
+    ensure!(drawn.contains("├─▶ mine"), "{drawn}");
+    let branch = desktop.json(&["log", "mine"])?;
+    ensure!(
+        branch["kind"] == "branch" && branch["parent"] == head,
+        "{branch}"
+    );
+    ensure!(
+        desktop
+            .imgctl(&["log", "mine"])?
+            .stdout
+            .contains("left vm at")
+    );
+
+    let audit = desktop.json(&["log", "vm", "--audit"])?;
+    let audit = audit.as_array().cloned().unwrap_or_default();
+    let of = |kind: &str| audit.iter().find(|row| row["kind"] == kind).cloned();
+    let steal = of("steal").context("a steal")?;
+    ensure!(
+        steal["device"] == "desktop" && steal["reason"] == "the train leaves",
+        "{steal}"
+    );
+    ensure!(
+        of("release").is_some_and(|row| row["device"] == "desktop"),
+        "{audit:?}"
+    );
+    ensure!(
+        of("grant").is_some_and(|row| row["device"] == "laptop"),
+        "{audit:?}"
+    );
+    ensure!(
+        of("refused").is_some_and(|row| row["call"] == "Acquire"),
+        "{audit:?}"
+    );
+    laptop.fails(8, &["log", "vm", "--audit"])?;
+    Ok(())
+}
