@@ -230,8 +230,9 @@ impl Inner {
                 if std::mem::take(&mut self.end_session) {
                     Err(Refusal::SessionClosed)
                 } else {
+                    // What is here without all that is below it is not here, as at a real home.
                     let absent = (0..).zip(&ids).filter(|(_, id)| {
-                        !self.objects.contains_key(id) && !self.pretends.contains(id)
+                        !self.pretends.contains(id) && !self.incomplete(**id).is_empty()
                     });
                     Ok(Answer::Missing {
                         positions: absent.map(|(position, _)| position).collect(),
@@ -330,7 +331,7 @@ impl Inner {
     }
 
     /// What is absent below a root.
-    fn incomplete(&mut self, root: ObjectId) -> Vec<ObjectId> {
+    fn incomplete(&self, root: ObjectId) -> Vec<ObjectId> {
         let mut missing = Vec::new();
         let mut ahead = vec![root];
         while let Some(id) = ahead.pop() {
