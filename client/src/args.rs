@@ -103,6 +103,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NEW", value_parser = values::image,
             conflicts_with_all = ["adopt_orphan", "take_over", "keep"])]
         branch: Option<ImageName>,
+        /// Leave out files of which parts exist neither here nor at home, and list them
+        #[arg(long, requires = "branch")]
+        partial: bool,
         /// Return after the checkpoint; the rest goes on by itself
         #[arg(long)]
         no_wait: bool,

@@ -7,6 +7,7 @@
 mod branching;
 mod deletion;
 mod hydrate;
+mod lost;
 mod metadata;
 mod opening;
 mod processes;

@@ -8,7 +8,7 @@ mod branch;
 mod create;
 mod export;
 mod history;
-mod paths;
+pub(crate) mod paths;
 
 use std::sync::Arc;
 

@@ -201,21 +201,29 @@ impl Uploader {
     /// # Errors
     /// As [`Uploader::stream`]; [`UploadError::Lost`] if neither side has an object.
     pub async fn mend(&self, root: ObjectId, reporter: &Reporter) -> Result<Sent, UploadError> {
+        let lacking = self.lacking(root).await?;
+        if let Some(lost) = lacking.nowhere.first() {
+            return Err(Lost(*lost).into());
+        }
+        self.upload(lacking.here, reporter).await
+    }
+
+    /// Asks the home what it lacks of a root.
+    ///
+    /// # Errors
+    /// The home is away or refuses.
+    pub async fn lacking(&self, root: ObjectId) -> Result<mend::Lacking, CallError> {
         let open = Call::OpenUpload {
             checkout: self.checkout,
         };
         let Answer::Upload { upload } = self.home.ask(open).await? else {
-            return Err(CallError::Protocol("no upload session").into());
+            return Err(CallError::Protocol("no upload session"));
         };
         let asker = HomeAsker {
             home: &self.home,
             upload,
         };
-        let lacking = mend::lacking(&asker, self.home.objects(), root).await?;
-        if let Some(lost) = lacking.nowhere.first() {
-            return Err(Lost(*lost).into());
-        }
-        self.upload(lacking.here, reporter).await
+        mend::lacking(&asker, self.home.objects(), root).await
     }
 
     /// What the outbox holds that none of `roots` needs: most of it belongs to intermediate roots that were
@@ -264,7 +272,14 @@ impl Uploader {
             match refusal {
                 Refusal::Incomplete { .. } => {
                     reporter.phase(Phase::Push, None);
-                    sent.add(self.mend(root, reporter).await?);
+                    let mended = self.mend(root, reporter).await;
+                    if matches!(mended, Err(UploadError::Lost(_))) {
+                        // It can never be complete: another may be made without what is lost.
+                        let checkout = self.checkout;
+                        let dropped = self.state.with(move |db| db.drop_pending_commit(checkout));
+                        dropped.await?;
+                    }
+                    sent.add(mended?);
                 }
                 Refusal::SessionClosed => {
                     reporter.phase(Phase::Push, None);

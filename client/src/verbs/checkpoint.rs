@@ -26,7 +26,14 @@ struct Commit {
     message: Option<String>,
     #[serde(default)]
     branch: Option<Branch>,
+    #[serde(default)]
+    left_out: Vec<LeftOut>,
     unchanged: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct LeftOut {
+    path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,6 +105,12 @@ fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Err
             show::bytes(commit.sent_bytes)
         )
     };
+    if !commit.left_out.is_empty() {
+        text.push_str("\nLeft out, because parts exist neither here nor at home:");
+        for left_out in &commit.left_out {
+            text.push_str(&format!("\n  {}", left_out.path));
+        }
+    }
     let message = commit.message.as_deref().unwrap_or(wanted);
     if !wanted.is_empty() && message != wanted {
         text.push_str(&format!(
@@ -136,6 +149,10 @@ mod tests {
             render_commit(&branch, "").unwrap(),
             "Saved as mine (ababababab), 10 B sent. This checkout goes on as mine."
         );
+        let partial = json!({"commit": id, "seq": 0, "sent_bytes": 10, "unchanged": false,
+            "branch": {"name": "mine"}, "left_out": [{"path": "/a"}, {"path": "/b/c"}]});
+        let text = render_commit(&partial, "").unwrap();
+        assert!(text.ends_with("nor at home:\n  /a\n  /b/c"), "{text}");
         let older = json!({"commit": id, "seq": 4, "sent_bytes": 0, "sealed_bytes": 0,
             "message": "one", "unchanged": false});
         assert!(

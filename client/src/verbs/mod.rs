@@ -89,6 +89,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             take_over,
             keep,
             branch,
+            partial,
             no_wait,
         } => {
             let body = json!({
@@ -97,6 +98,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
                 "take_over": take_over,
                 "keep": keep,
                 "branch": branch.map(|name| name.to_string()),
+                "partial": partial,
                 "wait": !no_wait,
             });
             checkpoint::commit(&session, &checkout, &body, no_wait).await

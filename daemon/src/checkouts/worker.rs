@@ -30,6 +30,7 @@ use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::branching::{Branched, Onward};
+use super::lost::LeftOut;
 use super::status::{Cut, View};
 use super::work::{self, CommitError, SealingError};
 use super::{CommitRequest, Shared};
@@ -138,6 +139,8 @@ enum Arrived {
     Branch(Box<Branched>),
     /// Beside the head.
     Staged(CommitId),
+    /// Not: parts are lost, and have been taken out of the checkout.
+    LeftOut(Vec<LeftOut>),
 }
 
 /// A question to the home, what became of a lease that was lost during a release.
@@ -353,6 +356,9 @@ impl Worker {
             Happened::Streamed(Ok(Some((generation, Arrived::Staged(commit))))) => {
                 self.staged(generation, commit);
             }
+            Happened::Streamed(Ok(Some((generation_max, Arrived::LeftOut(left_out))))) => {
+                self.left_out(generation_max, left_out);
+            }
             Happened::NotStaged(error) => self.not_staged(&error),
             Happened::Streamed(Ok(None)) => {}
             Happened::Streamed(Err(error)) => self.not_committed(&error),
@@ -485,6 +491,7 @@ impl Worker {
                 generation,
                 request,
                 committed: Some(committed),
+                left_out: Vec::new(),
             });
         }
         let _ = waiting.done.send(Ok(cut));

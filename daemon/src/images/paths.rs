@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// Adds a path to an object: as text, escaped where it is not UTF-8, and then its bytes as well.
-pub(super) fn with_path(mut object: Value, path: &Path) -> Value {
+pub(crate) fn with_path(mut object: Value, path: &Path) -> Value {
     let bytes = path.as_os_str().as_bytes();
     match std::str::from_utf8(bytes) {
         Ok(text) => object["path"] = json!(text),

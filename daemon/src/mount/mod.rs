@@ -8,12 +8,15 @@
 mod adapter;
 mod convert;
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use img_index::Inode;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tokio::runtime::Handle;
@@ -90,6 +93,16 @@ impl Mounted {
             if let Err(error) = self.notifier.inval_inode(INodeNo(inode.0), 0, 0) {
                 tracing::debug!(%error, "the kernel has nothing to flush");
             }
+        }
+    }
+
+    /// Has the kernel forget a name that was removed by another way than the mount; blocks. Never call it from a
+    /// thread that answers requests.
+    pub fn forget_entry(&self, parent: Inode, name: &[u8]) {
+        let name = OsStr::from_bytes(name);
+        // What the kernel does not know it need not forget.
+        if let Err(error) = self.notifier.inval_entry(INodeNo(parent.0), name) {
+            tracing::debug!(%error, "the kernel had forgotten a name");
         }
     }
 

@@ -78,7 +78,13 @@ impl Worker {
             "unchanged": false,
             "branch": { "name": self.name, "image": self.image },
         });
-        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+        self.answer_upto(generation_max, |wish| {
+            let mut answer = answer.clone();
+            if wish.request.partial {
+                answer["left_out"] = json!(wish.left_out);
+            }
+            Ok(answer)
+        });
     }
 
     /// Stands on a branch's first commit, durably, which contains the generations up to one.

@@ -10,6 +10,7 @@ use tokio::task::block_in_place;
 
 use super::{Arrived, TRIM_AFTER, Worker, disk_full};
 use crate::checkouts::CommitRequest;
+use crate::checkouts::lost::{LeftOut, Loss};
 use crate::checkouts::work::{self, CommitError, CommitJob};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
@@ -26,6 +27,8 @@ pub(in crate::checkouts) struct Wish {
     pub(in crate::checkouts) request: CommitRequest,
     /// Nobody any more, where the home was away for long.
     pub(in crate::checkouts) committed: Option<oneshot::Sender<Result<Value, ApiError>>>,
+    /// Lost files that were taken out for it, as they are told.
+    pub(in crate::checkouts) left_out: Vec<Value>,
 }
 
 impl Worker {
@@ -65,6 +68,7 @@ impl Worker {
                 generation: row.generation,
                 request: row.wish.clone()?,
                 committed: None,
+                left_out: Vec::new(),
             })
         });
         self.wishes = wanted.collect();
@@ -96,7 +100,18 @@ impl Worker {
         let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
         let (image, checkout) = (self.image, self.checkout);
         self.streaming = Some(tokio::spawn(async move {
-            let settled = shared.uploader(checkout).resume(&reporter).await?;
+            let resumed = shared.uploader(checkout).resume(&reporter).await;
+            if let Err(UploadError::Lost(lost)) = &resumed
+                && let Ok(None) = shared
+                    .state
+                    .with(move |db| db.pending_commit(checkout))
+                    .await
+            {
+                // Whoever wanted it is told when it is made anew.
+                tracing::warn!(object = %lost.0, "a signed commit can never be complete");
+                return Ok(None);
+            }
+            let settled = resumed?;
             work::end_late_lease(&shared, image, checkout).await?;
             Ok(settled
                 .map(|(generation, settled)| (generation, Arrived::Commit(Box::new(settled)))))
@@ -122,6 +137,7 @@ impl Worker {
                         generation,
                         request: CommitRequest::default(),
                         committed: None,
+                        left_out: Vec::new(),
                     });
                 }
             }
@@ -170,6 +186,7 @@ impl Worker {
             if request.branch.is_none() {
                 request.branch.clone_from(&other.request.branch);
                 request.onto = other.request.onto;
+                request.partial = other.request.partial;
             }
         }
         let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);
@@ -203,17 +220,75 @@ impl Worker {
         };
         let branch = job.request.branch.as_deref().map(ImageName::parse);
         let descriptor = self.descriptor.clone();
+        let loss = Loss {
+            shared: self.shared.clone(),
+            checkout: self.checkout,
+            root,
+            name: self.name.clone(),
+            dir: self.dir.clone(),
+            tree: self.tree.clone().filter(|_| job.request.partial),
+        };
         self.streaming = Some(tokio::spawn(async move {
             let arrived = match branch {
-                None => Arrived::Commit(Box::new(job.run().await?)),
-                Some(Ok(name)) => Arrived::Branch(Box::new(job.branch(descriptor, name).await?)),
+                None => job
+                    .run()
+                    .await
+                    .map(|settled| Arrived::Commit(Box::new(settled))),
+                Some(Ok(name)) => {
+                    let branched = job.branch(descriptor, name).await;
+                    branched.map(|branched| Arrived::Branch(Box::new(branched)))
+                }
                 Some(Err(error)) => {
                     let error = ApiError::usage(error.to_string());
                     return Err(CommitError::Forbidden(Box::new(error)));
                 }
             };
+            let arrived = match arrived {
+                Err(CommitError::Upload(UploadError::Lost(lost))) => {
+                    Arrived::LeftOut(loss.leave_out(lost).await?)
+                }
+                arrived => arrived?,
+            };
             Ok(Some((generation_max, arrived)))
         }));
+    }
+
+    /// Files that are lost have been taken out of the checkout: what was wanted is wanted of the state without them.
+    pub(super) fn left_out(&mut self, generation_max: u64, left_out: Vec<LeftOut>) {
+        tracing::warn!(checkout = %self.checkout.short(), files = left_out.len(), "lost files are left out of a branch");
+        for file in &left_out {
+            if let Some(mounted) = &self.mounted {
+                block_in_place(|| mounted.forget_entry(file.parent, &file.name));
+            }
+        }
+        let generation = match self.cut("") {
+            Ok((_, generation)) => generation,
+            // What is sealed meanwhile still names them: they are found gone, and it is cut again.
+            Err(FreezeError::Unsealed) => generation_max,
+            Err(error) => {
+                let told = disk_full(&error);
+                self.answer_upto(generation_max, |_| Err(told.clone()));
+                return;
+            }
+        };
+        let again = self.wishes.iter_mut();
+        let mut again = again.filter(|wish| wish.generation <= generation_max);
+        let mut request = None;
+        for wish in &mut again {
+            wish.generation = generation;
+            let paths = left_out.iter().map(LeftOut::to_json);
+            for path in paths {
+                if !wish.left_out.contains(&path) {
+                    wish.left_out.push(path);
+                }
+            }
+            request = Some(wish.request.clone());
+        }
+        if let Some(request) = request
+            && let Err(error) = self.write_wish_down(&request)
+        {
+            tracing::warn!(%error, "a branch is not made if the daemon ends now");
+        }
     }
 
     /// What was sealed is what the base has: there is nothing to commit.
