@@ -17,7 +17,7 @@ use std::time::Duration;
 use img_lease::Terms;
 use img_lease::holder::{Event, Forbidden, Holder, Kind, Moment, Renewal, State as HolderState};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
-use img_types::{CheckoutId, CommitId, RequestId};
+use img_types::{CheckoutId, CommitId, ImageId, RequestId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -211,7 +211,7 @@ enum Command {
 
 /// How a call to the home ended.
 enum Called {
-    Renewed(CheckoutId, Renewal, Result<Answer, CallError>),
+    Renewed(CheckoutId, ImageId, Renewal, Result<Answer, CallError>),
     Pinned(CheckoutId, Result<(), CallError>),
     Retaken(Retake, Result<Mutated, CallError>),
 }
@@ -406,7 +406,8 @@ impl Task {
                             mode: terms.mode,
                         }),
                     };
-                    Called::Renewed(checkout, renewal, home.repeat(renewal.request, call).await)
+                    let outcome = home.repeat(renewal.request, call).await;
+                    Called::Renewed(checkout, image, renewal, outcome)
                 });
             }
         }
@@ -415,9 +416,9 @@ impl Task {
     /// Takes the home's answer to a call.
     async fn hear(&mut self, called: Called) {
         let (checkout, outcome) = match called {
-            Called::Renewed(checkout, renewal, outcome) => {
+            Called::Renewed(checkout, image, renewal, outcome) => {
                 let terms = renewal.terms;
-                let outcome = self.renewed(checkout, renewal, outcome).await;
+                let outcome = self.renewed(checkout, image, renewal, outcome).await;
                 self.tell_who_wanted(checkout, terms, &outcome);
                 (checkout, outcome.map(|()| None))
             }
@@ -453,6 +454,7 @@ impl Task {
     async fn renewed(
         &mut self,
         checkout: CheckoutId,
+        image: ImageId,
         renewal: Renewal,
         outcome: Result<Answer, CallError>,
     ) -> Result<(), Trouble> {
@@ -470,11 +472,13 @@ impl Task {
                 return Ok(());
             }
             Err(CallError::Refused(Refusal::TokenStale { holder, .. })) => Event::TokenStale {
+                image,
                 token: renewal.token,
                 rival: holder,
             },
             // A deleted image has no lease any more; what is here can be branched.
             Err(CallError::Refused(Refusal::UnknownImage)) => Event::TokenStale {
+                image,
                 token: renewal.token,
                 rival: None,
             },

@@ -33,7 +33,7 @@ use img_lease::holder;
 use img_proto::{Answer, Call, Refusal};
 use img_records::SignedReceipt;
 use img_store::StoreError;
-use img_types::{CheckoutId, ObjectId, Token, UploadId};
+use img_types::{CheckoutId, ImageId, ObjectId, Token, UploadId};
 
 use crate::commits::{OpenCommit, RecordError};
 use crate::events::{Phase, Reporter};
@@ -290,7 +290,8 @@ impl Uploader {
                 }
                 Refusal::TokenStale { holder, .. } => {
                     return Err(self
-                        .superseded(&commit, |token| holder::Event::TokenStale {
+                        .superseded(&commit, |image, token| holder::Event::TokenStale {
+                            image,
                             token,
                             rival: holder,
                         })
@@ -298,13 +299,21 @@ impl Uploader {
                 }
                 Refusal::HeadMoved { head } => {
                     return Err(self
-                        .superseded(&commit, |token| holder::Event::HeadMoved { token, head })
+                        .superseded(&commit, |image, token| holder::Event::HeadMoved {
+                            image,
+                            token,
+                            head,
+                        })
                         .await);
                 }
                 Refusal::UnknownImage => {
                     // A deleted image has no tokens any more.
                     let rival = None;
-                    let stale = |token| holder::Event::TokenStale { token, rival };
+                    let stale = |image, token| holder::Event::TokenStale {
+                        image,
+                        token,
+                        rival,
+                    };
                     return Err(match self.superseded(&commit, stale).await {
                         UploadError::Superseded => CallError::Refused(refusal).into(),
                         error => error,
@@ -352,11 +361,14 @@ impl Uploader {
     async fn superseded(
         &self,
         commit: &OpenCommit,
-        event: impl FnOnce(Token) -> holder::Event,
+        event: impl FnOnce(ImageId, Token) -> holder::Event,
     ) -> UploadError {
         let checkout = self.checkout;
         if let Some(token) = commit.record().token
-            && let Err(error) = self.keeper.apply(checkout, event(token)).await
+            && let Err(error) = self
+                .keeper
+                .apply(checkout, event(commit.record().image, token))
+                .await
         {
             return error.into();
         }

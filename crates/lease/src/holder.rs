@@ -136,6 +136,8 @@ pub enum Event {
     Tick(Moment),
     /// The home said that a token is not current.
     TokenStale {
+        /// Of which image; tokens of two images may be equal.
+        image: ImageId,
         /// Which token.
         token: Token,
         /// Who has the lease now, if somebody has.
@@ -143,6 +145,8 @@ pub enum Event {
     },
     /// The home said that the head is another commit than the base, under a token.
     HeadMoved {
+        /// Of which image.
+        image: ImageId,
         /// Which token.
         token: Token,
         /// The head.
@@ -394,7 +398,8 @@ impl Holder {
 
     /// What an event means in the present state; nothing if it is stale.
     fn cause(&self, event: &Event) -> Option<Cause> {
-        let holds = |token: &Token| self.token() == Some(*token);
+        let holds =
+            |image: &ImageId, token: &Token| self.image == *image && self.token() == Some(*token);
         let (fresh, cause) = match event {
             Event::Granted(granted) => (self.is_newer(&granted.token), Cause::Granted),
             Event::Renewed { request, .. } => {
@@ -406,9 +411,10 @@ impl Holder {
                 let past = matches!(&self.state, State::Leased(tenure) if tenure.term.past(now));
                 (past, Cause::DeadlinePassed)
             }
-            Event::TokenStale { token, .. } => (holds(token), Cause::Superseded),
-            Event::HeadMoved { token, head } => {
-                (holds(token) && *head != self.base, Cause::Superseded)
+            Event::TokenStale { image, token, .. } => (holds(image, token), Cause::Superseded),
+            Event::HeadMoved { image, token, head } => {
+                let moved = holds(image, token) && *head != self.base;
+                (moved, Cause::Superseded)
             }
             Event::Committed { parent, .. } => (self.base == *parent, Cause::Committed),
             Event::Branched { image, .. } => (self.image != *image, Cause::Branched),

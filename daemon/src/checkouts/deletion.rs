@@ -97,11 +97,17 @@ impl Shared {
 
     async fn orphan(&self, checkout: &Checkout) {
         self.saw_no_more(checkout.image());
-        let holder = self.keeper.holder(checkout.id);
-        let Some(token) = holder.and_then(|holder| holder.token()) else {
+        let Some(holder) = self.keeper.holder(checkout.id) else {
             return;
         };
-        let stale = LeaseEvent::TokenStale { token, rival: None };
+        let Some(token) = holder.token() else {
+            return;
+        };
+        let stale = LeaseEvent::TokenStale {
+            image: holder.image(),
+            token,
+            rival: None,
+        };
         if let Err(error) = self.keeper.apply(checkout.id, stale).await {
             // The next renewal or commit finds out.
             tracing::warn!(checkout = %checkout.id.short(), %error, "an orphan could not be written down");

@@ -168,6 +168,7 @@ impl Shared {
             return;
         }
         let event = LeaseEvent::TokenStale {
+            image: holder.image(),
             token,
             rival: row.lease.as_ref().map(|lease| lease.device),
         };

@@ -10,7 +10,7 @@ use img_lease::Terms;
 use img_lease::holder::{Event, Granted, Holder, Kind, Moment};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::{SignedCommit, commit_id};
-use img_types::{CheckoutId, CommitId, DeviceId, RequestId, Token};
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, RequestId, Token};
 
 use super::{Called, Kept, Task, Trouble, luck, write_down};
 use crate::home::{CallError, Home, Mutated};
@@ -18,6 +18,7 @@ use crate::home::{CallError, Home, Mutated};
 /// A lease that is taken anew.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Retake {
+    image: ImageId,
     checkout: CheckoutId,
     void: Token,
     terms: Terms,
@@ -29,6 +30,7 @@ impl Retake {
     pub(super) fn due(home: &Home, holder: &Holder, now: Moment) -> Option<Self> {
         let tenure = holder.tenure()?;
         home.is_void(&tenure.token).then(|| Self {
+            image: holder.image(),
             checkout: holder.checkout(),
             void: tenure.token,
             terms: tenure.terms,
@@ -44,7 +46,7 @@ impl Retake {
     /// Asks for it, while the head is what the checkout stands on.
     pub(super) async fn ask(self, home: Arc<Home>, holder: Holder) -> Called {
         let call = Call::Acquire {
-            image: holder.image(),
+            image: self.image,
             checkout: self.checkout,
             terms: LeaseTerms {
                 ttl_ms: self.terms.ttl_ms,
@@ -69,6 +71,7 @@ impl Task {
             Err(CallError::Refused(refusal)) if is_final(&refusal) => {
                 let rival = rival(&refusal);
                 let stale = Event::TokenStale {
+                    image: retake.image,
                     token: retake.void,
                     rival,
                 };
@@ -111,6 +114,7 @@ impl Task {
         let before = kept.holder.kind();
         let mut holder = kept.holder.clone();
         let superseded = holder.apply(Event::TokenStale {
+            image: retake.image,
             token: retake.void,
             rival: None,
         });

@@ -427,7 +427,7 @@ impl Machine {
             (Call::Commit(record), Err(Failure::Refused(refused))) => {
                 self.pending = None;
                 if let Some(token) = record.token {
-                    self.superseded(token, refused);
+                    self.superseded(record.image, token, refused);
                 }
             }
             (
@@ -458,8 +458,11 @@ impl Machine {
     }
 
     fn hear_renewal(&mut self, request: RequestId, result: &Result<Answer, Failure>) -> bool {
-        let tenure = self.holder.as_ref().and_then(Holder::tenure);
-        let renewal = tenure.and_then(|tenure| tenure.renewal);
+        let Some(holder) = &self.holder else {
+            return false;
+        };
+        let image = holder.image();
+        let renewal = holder.tenure().and_then(|tenure| tenure.renewal);
         let Some(renewal) = renewal.filter(|renewal| renewal.request == request) else {
             return false;
         };
@@ -472,20 +475,31 @@ impl Machine {
                     luck: 0,
                 });
             }
-            Err(Failure::Refused(refused)) => self.superseded(renewal.token, refused),
+            Err(Failure::Refused(refused)) => {
+                self.superseded(image, renewal.token, refused);
+            }
             _ => {}
         }
         true
     }
 
-    fn superseded(&mut self, token: Token, refused: &Refused) {
+    fn superseded(&mut self, image: ImageId, token: Token, refused: &Refused) {
         let event = match refused {
             Refused::TokenStale { holder, .. } => Event::TokenStale {
+                image,
                 token,
                 rival: *holder,
             },
-            Refused::UnknownImage => Event::TokenStale { token, rival: None },
-            Refused::HeadMoved { head } => Event::HeadMoved { token, head: *head },
+            Refused::UnknownImage => Event::TokenStale {
+                image,
+                token,
+                rival: None,
+            },
+            Refused::HeadMoved { head } => Event::HeadMoved {
+                image,
+                token,
+                head: *head,
+            },
             _ => return,
         };
         self.apply(event);

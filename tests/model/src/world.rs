@@ -249,7 +249,11 @@ impl World {
             && row.epoch > token.epoch
         {
             let rival = row.lease.map(|lease| lease.device);
-            changed |= machine.apply(Event::TokenStale { token, rival });
+            changed |= machine.apply(Event::TokenStale {
+                image,
+                token,
+                rival,
+            });
         }
         let kept = self.home.images().find(|row| {
             let lease = row.lease.filter(|lease| lease.mode == LeaseMode::Offline);

@@ -73,6 +73,7 @@ fn read_only() -> Holder {
 
 fn superseded(holder: &Holder) -> Event {
     Event::TokenStale {
+        image: holder.image(),
         token: holder.token().unwrap_or(token(1)),
         rival: None,
     }
@@ -241,11 +242,13 @@ fn repeated_and_outdated_messages_change_nothing() {
     assert_eq!(holder.base(), Some(commit(3)));
     // The head is what the checkout stands on after all.
     let own = Event::HeadMoved {
+        image: holder.image(),
         token: token(1),
         head: Some(commit(3)),
     };
     assert_eq!(holder.apply(own), Ok(false));
     let stale = Event::TokenStale {
+        image: holder.image(),
         token: token(0),
         rival: None,
     };
@@ -378,4 +381,34 @@ fn a_long_offline_lease_is_renewed_as_often_as_a_usual_one() {
         Term::new(at(0), online, 0).renewal_in_ms(&at(0)),
         8 * 3_600_000
     );
+}
+
+#[test]
+fn a_stale_token_of_the_image_before_a_branch_says_nothing() {
+    let mut holder = leased();
+    let before = holder.image();
+    let branch = ImageId::from_bytes([9; 32]);
+    let granted = Granted {
+        head: Some(commit(9)),
+        ..grant(1)
+    };
+    let onward = Event::Branched {
+        image: branch,
+        granted,
+    };
+    assert_eq!(holder.apply(onward), Ok(true));
+    // Each image counts its own epochs: the branch's first token may equal the one of before.
+    let late = Event::TokenStale {
+        image: before,
+        token: granted.token,
+        rival: None,
+    };
+    assert_eq!(holder.apply(late), Ok(false));
+    let moved = Event::HeadMoved {
+        image: before,
+        token: granted.token,
+        head: Some(commit(2)),
+    };
+    assert_eq!(holder.apply(moved), Ok(false));
+    assert_eq!(holder.kind(), Kind::Leased);
 }

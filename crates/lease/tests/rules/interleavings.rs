@@ -391,18 +391,22 @@ impl Network {
                 }
             }
             (
-                Call::Renew(_, _, token, _)
+                Call::Renew(image, _, token, _)
                 | Call::Commit(Proposal {
-                    token: Some(token), ..
+                    image,
+                    token: Some(token),
+                    ..
                 }),
                 Err(Failure::Refused(refused)),
             ) => {
                 let event = match refused {
                     img_lease::Refused::TokenStale { holder, .. } => Event::TokenStale {
+                        image: *image,
                         token: *token,
                         rival: *holder,
                     },
                     img_lease::Refused::HeadMoved { head } => Event::HeadMoved {
+                        image: *image,
                         token: *token,
                         head: *head,
                     },

@@ -569,7 +569,11 @@ fn promise_15_after_a_restore_no_old_token_counts_and_commits_can_be_given_back(
         refused(&outcome),
         Refused::TokenStale { holder: None, .. }
     ));
-    let event = Event::TokenStale { token, rival: None };
+    let event = Event::TokenStale {
+        image: image(MAIN),
+        token,
+        rival: None,
+    };
     assert_eq!(device_a.apply(event), Ok(true));
     assert_eq!(device_a.kind(), Kind::Orphan);
 

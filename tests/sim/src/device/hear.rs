@@ -128,17 +128,15 @@ impl Device {
             }),
             (Why::Look | Why::Prove, _) => Ok(()),
             (Why::Renew(checkout, renewal), told) => {
-                let row = self.disk.read().checkouts.get(&checkout);
-                let here = row.map(|row| row.image);
-                // Tokens of two images can be equal: an answer about the image of before says nothing here.
-                let about = match call.ask {
+                // A checkout may go on as another image before this answer comes.
+                let image = match call.ask {
                     Ask::Mutate(_, call) => image_of(&call),
                     _ => None,
                 };
-                if about != here {
+                let Some(image) = image else {
                     return Ok(());
-                }
-                self.renewed(ctx, checkout, renewal, told)
+                };
+                self.renewed(ctx, checkout, image, renewal, told)
             }
             (Why::Upload(checkout), told) => self.uploaded(ctx, checkout, told),
             (Why::Commit(checkout), told) => self.committed(ctx, checkout, told),
@@ -207,6 +205,7 @@ impl Device {
         &mut self,
         ctx: &mut Ctx<'_>,
         checkout: CheckoutId,
+        image: ImageId,
         renewal: Renewal,
         told: Result<Told, No>,
     ) -> Step {
@@ -218,11 +217,13 @@ impl Device {
             },
             Err(No::Home(Failure::Refused(Refused::TokenStale { holder, .. }))) => {
                 LeaseEvent::TokenStale {
+                    image,
                     token: renewal.token,
                     rival: holder,
                 }
             }
             Err(No::Home(Failure::Refused(Refused::UnknownImage))) => LeaseEvent::TokenStale {
+                image,
                 token: renewal.token,
                 rival: None,
             },

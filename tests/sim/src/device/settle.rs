@@ -197,17 +197,26 @@ impl Device {
             }
             Err(No::Home(Failure::Refused(Refused::TokenStale { holder, .. }))) => {
                 token.map(|token| LeaseEvent::TokenStale {
+                    image: proposal.image,
                     token,
                     rival: holder,
                 })
             }
             Err(No::Home(Failure::Refused(Refused::HeadMoved { head }))) => {
                 ctx.truth.superseded_by(self.id, checkout, head);
-                token.map(|token| LeaseEvent::HeadMoved { token, head })
+                token.map(|token| LeaseEvent::HeadMoved {
+                    image: proposal.image,
+                    token,
+                    head,
+                })
             }
             // A deleted image: what is here can be branched.
             Err(No::Home(Failure::Refused(Refused::UnknownImage))) => {
-                token.map(|token| LeaseEvent::TokenStale { token, rival: None })
+                token.map(|token| LeaseEvent::TokenStale {
+                    image: proposal.image,
+                    token,
+                    rival: None,
+                })
             }
             _ => return self.put_off(ctx, checkout),
         };
