@@ -173,10 +173,10 @@ impl Home {
     /// answered, by this call or, if that fails with [`CallError::Away`], by the daemon when the home is back.
     ///
     /// # Errors
-    /// [`CallError`]; a refusal strikes the call out.
+    /// [`CallError`]; a refusal strikes the call out, but not one that only a newer daemon of this device met.
     pub async fn mutate(&self, call: Call) -> Result<Mutated, CallError> {
         // Nothing is promised to a home that is not there.
-        self.link.connected(Instant::now() + PATIENCE).await?;
+        let connection = self.link.connected(Instant::now() + PATIENCE).await?;
         let request = JournaledRequest {
             id: self.request_id(),
             call,
@@ -193,7 +193,13 @@ impl Home {
                 request: request.id,
             }),
             Err(error) => {
-                if matches!(error, CallError::Refused(_)) {
+                let struck_out = match &error {
+                    // Sent a second time, it may have had its effect before a newer daemon came; the next start of
+                    // this one hears of it. The first time, over this very connection, it had none.
+                    CallError::Refused(Refusal::InstanceFenced) => connection.is_open(),
+                    error => matches!(error, CallError::Refused(_)),
+                };
+                if struck_out {
                     self.settle(request.id).await?;
                 }
                 Err(error)

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use img_net::LinkState;
-use img_proto::{Answer, Call};
+use img_proto::{Answer, Call, Refusal};
 use img_records::{Commit, SignedCommit};
 use img_types::{CheckoutId, LogPosition, Token};
 
@@ -54,6 +54,9 @@ async fn repeat_unanswered(member: &Member) -> Result<(), CallError> {
     for JournaledRequest { id, call } in member.home.unanswered().await? {
         match member.home.repeat(id, call.clone()).await {
             Ok(answer) => give_back(member, &call, &answer).await?,
+            // It may have had its effect before a newer daemon came: the next start of this one repeats it, and
+            // gives back a grant that nobody waits for.
+            Err(CallError::Refused(Refusal::InstanceFenced)) => continue,
             Err(CallError::Refused(refusal)) => {
                 tracing::debug!(%refusal, "a call of before was refused");
             }
@@ -262,6 +265,44 @@ mod tests {
         assert_eq!(fake.lock().image.lease, None);
         let left = member.state.now(|db| db.journaled_requests()).unwrap();
         assert_eq!(left, []);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_a_newer_daemon_met_waits_for_the_next_start() {
+        let (_dir, fake, member, request) = scene().await;
+        let journal = || member.state.now(|db| db.journaled_requests()).unwrap();
+        fake.lock().fence_after = Some(0);
+        repeat_unanswered(&member).await.unwrap();
+        assert_eq!(journal(), [request]);
+        fake.lock().fence_after = None;
+        repeat_unanswered(&member).await.unwrap();
+        assert_eq!(journal(), []);
+        assert_eq!(fake.lock().image.lease, None, "and its grant is given back");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_have_had_its_effect_before_a_newer_daemon_came_is_kept() {
+        let (_dir, fake, member, JournaledRequest { id, call }) = scene().await;
+        member.home.settle(id).await.unwrap();
+        let journal = || member.state.now(|db| db.journaled_requests()).unwrap();
+        fake.lock().fence_after = Some(0);
+        let refused = member.home.mutate(call.clone()).await.unwrap_err();
+        assert!(matches!(
+            refused,
+            CallError::Refused(Refusal::InstanceFenced)
+        ));
+        assert_eq!(journal(), [], "it was never taken");
+        {
+            let mut fake = fake.lock();
+            (fake.fence_after, fake.lose_receipt) = (Some(1), true);
+        }
+        let refused = member.home.mutate(call.clone()).await.unwrap_err();
+        assert!(matches!(
+            refused,
+            CallError::Refused(Refusal::InstanceFenced)
+        ));
+        let left: Vec<_> = journal().into_iter().map(|request| request.call).collect();
+        assert_eq!(left, [call]);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use img_index::{Attributes, Boundary, Edit, Fact, FileKind, Inode, Key, Node, NodeSink, Value};
-use img_proto::{Answer, Call, LeaseTerms};
+use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::{CommitKind, DescriptorPrivate};
 use img_seal::{Reference, Sealed};
 use img_types::limits::LEASE_TTL_DEFAULT;
@@ -184,7 +184,10 @@ impl Images {
         let journaled = self.state.with(move |db| db.journal_request(&request));
         journaled.await.map_err(ApiError::failed)?;
         let delivered = deliver(&self.home, &commit, reporter).await;
-        self.home.settle(id).await.map_err(ApiError::failed)?;
+        // A daemon that was fenced meanwhile does not hear whether the home has it: its next start sends it again.
+        if !matches!(delivered, Err(CallError::Refused(Refusal::InstanceFenced))) {
+            self.home.settle(id).await.map_err(ApiError::failed)?;
+        }
         delivered.map_err(|error| self.explain(&error, name))?;
         Ok(commit)
     }

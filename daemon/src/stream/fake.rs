@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) hang_up_after: Option<usize>,
     /// Hangs up instead of sending the next receipt.
     pub(crate) lose_receipt: bool,
+    /// Takes this many more calls with a request id; for those after it a newer daemon has come.
+    pub(crate) fence_after: Option<usize>,
     /// Looks at every commit record before it is answered.
     pub(crate) witness: Option<Witness>,
     /// Says once that the upload session has ended.
@@ -87,6 +89,7 @@ impl FakeHome {
             calls: Vec::new(),
             hang_up_after: None,
             lose_receipt: false,
+            fence_after: None,
             witness: None,
             end_session: false,
             pretends: BTreeSet::new(),
@@ -210,6 +213,12 @@ impl Inner {
 
     fn decide(&mut self, request: Request) -> Option<Reply> {
         let caller = self.caller();
+        if let Some(left) = self.fence_after.as_mut().filter(|_| request.id.is_some()) {
+            if *left == 0 {
+                return Some(self.reply(Err(Refusal::InstanceFenced)));
+            }
+            *left -= 1;
+        }
         let result = match request.call {
             Call::Hello { seen, .. } => Ok(Answer::Hello {
                 instance: Instance(1),

@@ -1,10 +1,10 @@
 //! Daemon starts, cloned disks, and a home that is not what a device saw.
 
 use img_proto::{Answer, Call, Refusal, Standing};
-use img_types::{DaemonNonce, Instance, LogPosition, LogRoot};
+use img_types::{DaemonNonce, Instance, LogPosition, LogRoot, RequestId};
 
 use super::TestHome;
-use super::flow::{commit, image};
+use super::flow::{TERMS, commit, image};
 use super::tree::tree;
 
 fn instance(answer: Result<Answer, Refusal>) -> Instance {
@@ -47,6 +47,47 @@ async fn the_newest_daemon_of_a_device_wins() {
         };
         assert_eq!(older.call(unpin).await, Err(Refusal::InstanceFenced));
     }
+}
+
+#[tokio::test]
+async fn an_older_daemon_is_not_told_what_became_of_its_calls_and_the_newer_one_is() {
+    let (home, old) = TestHome::founded().await;
+    let (draft, _, token) = image(&home, &old, 1).await;
+    let checkout = old.device.checkout;
+    let release = Call::Release {
+        image: draft.image,
+        checkout,
+        token,
+    };
+    old.call(release).await.unwrap();
+    let id = RequestId::from_bytes([9; 32]);
+    let acquire = Call::Acquire {
+        image: draft.image,
+        checkout,
+        terms: TERMS,
+        expect_head: None,
+        take_over: false,
+    };
+    let granted = old.call_as(id, acquire.clone()).await;
+    let Ok(Answer::Granted { token, .. }) = granted else {
+        panic!("{granted:?}");
+    };
+    let new = home.connect(&old.device).await;
+    let nonce = DaemonNonce::from_bytes([44; 32]);
+    new.hello_as(nonce, None).await.unwrap();
+    let fenced = old.call_as(id, acquire.clone()).await;
+    assert_eq!(fenced, Err(Refusal::InstanceFenced));
+    // The grant stands, and who repeats the call as the newest daemon has it.
+    let repeated = new.call_as(id, acquire).await;
+    let Ok(Answer::Granted {
+        token: same,
+        current,
+        ..
+    }) = repeated
+    else {
+        panic!("{repeated:?}");
+    };
+    assert_eq!((same, current), (token, true));
 }
 
 #[tokio::test]

@@ -239,6 +239,9 @@ impl Home {
     /// One transaction: the outcome of a repeated request, or the effect of a new one with it.
     pub(crate) fn call(&mut self, by: Connection, request: RequestId, call: &Call) -> Outcome {
         if let Some((first, outcome)) = self.requests.get(&(by.device, request)) {
+            if !matches!(call, Call::Branch(..)) {
+                self.caller(by).acts().map_err(Failure::Refused)?;
+            }
             if first != call {
                 return Err(Failure::RequestReused);
             }

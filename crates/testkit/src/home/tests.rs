@@ -85,6 +85,24 @@ fn a_repeated_call_has_one_effect_and_a_refused_one_none() {
 }
 
 #[test]
+fn a_fenced_daemon_is_not_told_what_became_of_its_calls() {
+    let (mut home, a, _) = home(None);
+    create(&mut home, a, 1);
+    let call = Call::CreateImage {
+        name: MAIN,
+        checkout: checkout(a.device.as_bytes()[0]),
+        terms: TERMS,
+    };
+    let newer = DaemonNonce::from_bytes([50; 32]);
+    home.hello(a.device, newer, None).unwrap();
+    let fenced = home.call(a, request(1), &call);
+    assert_eq!(fenced, Err(img_lease::Refused::InstanceFenced.into()));
+    let newest = home.connection(a.device, newer).unwrap();
+    let told = home.call(newest, request(1), &call);
+    assert!(matches!(told, Ok(Answer::Granted { current: true, .. })));
+}
+
+#[test]
 fn a_restored_home_has_another_log_and_is_noticed() {
     let (mut home, a, _) = home(None);
     let backup = home.clone();

@@ -26,9 +26,7 @@ struct Exchange<'a> {
     reply: &'a Reply,
     /// Where the home stood at least when the request was sent.
     floor: u64,
-    /// When this request was first sent.
-    first_sent: Nanos,
-    /// Where the home stood at least at that time.
+    /// The same for the first time that this request was sent.
     first_floor: u64,
     /// Where the home stood when it answered.
     at: u64,
@@ -102,7 +100,6 @@ pub(super) fn check(
                 let first = request
                     .id
                     .and_then(|id| answers.first_sent.get(&id).copied());
-                let first_sent = first.unwrap_or(sent);
                 let exchange = Exchange {
                     number,
                     life,
@@ -111,8 +108,7 @@ pub(super) fn check(
                     request,
                     reply,
                     floor: answers.floors.at(sent),
-                    first_floor: answers.floors.at(first_sent),
-                    first_sent,
+                    first_floor: answers.floors.at(first.unwrap_or(sent)),
                     at: reply.at.map_or(u64::MAX, |at| at.position.0),
                 };
                 let name = name_of(&request.call);
@@ -239,12 +235,11 @@ impl Answers<'_> {
                 "fenced without a newer daemon",
             ),
             Ok(answer) => {
-                if let Some(known) = self.fenced(exchange) {
-                    // What became of an earlier request it may be told; nothing of that is its own any more.
-                    let acts = exchange.request.id.is_some();
-                    let told = exchange.first_sent < known && !is_current(answer);
-                    holds(!acts || told, "a call of an earlier daemon was taken")?;
-                }
+                let acts = exchange.request.id.is_some();
+                holds(
+                    !(acts && self.fenced(exchange)),
+                    "a call of an earlier daemon was taken",
+                )?;
                 self.accepted(device, exchange, answer)
             }
             Err(refusal) => self.refused(device, exchange, refusal),
@@ -271,13 +266,12 @@ impl Answers<'_> {
             .any(|other| other.is_none_or(|(_, other)| Some(other) > own))
     }
 
-    /// Since when the home knew a newer daemon, if it did when the request was sent.
-    fn fenced(&self, exchange: &Exchange<'_>) -> Option<Nanos> {
+    /// Whether the home knew a newer daemon when the request was sent.
+    fn fenced(&self, exchange: &Exchange<'_>) -> bool {
         let own = self.instance(exchange);
-        let newer = self.others(exchange).flatten();
-        let newer = newer.filter(|(_, other)| Some(*other) > own);
-        let known = newer.map(|(known, _)| known).min();
-        known.filter(|known| *known < exchange.sent)
+        self.others(exchange)
+            .flatten()
+            .any(|(known, other)| Some(other) > own && known < exchange.sent)
     }
 
     fn accepted(
@@ -317,9 +311,7 @@ impl Answers<'_> {
                     });
                     holds(told, "the grant came with another head")?;
                 } else {
-                    // It is over for an earlier daemon of the holder.
-                    let over = tenure.end <= exchange.at || self.may_be_fenced(exchange);
-                    holds(over, "a current grant is told as over")?;
+                    holds(tenure.end <= exchange.at, "a current grant is told as over")?;
                 }
                 let before = line.head_at(tenure.start);
                 match call {
@@ -681,14 +673,6 @@ fn granting(call: &Call) -> Result<(ImageId, Option<CheckoutId>), &'static str> 
         }
         _ => Err("a grant that nobody asked for"),
     }
-}
-
-/// Whether an answer says that the caller holds something.
-fn is_current(answer: &Answer) -> bool {
-    matches!(
-        answer,
-        Answer::Granted { current: true, .. } | Answer::Renewed { .. }
-    )
 }
 
 /// Whether a client used a request id for something else, on purpose.

@@ -307,14 +307,6 @@ impl Device {
         } else {
             sent
         };
-        let fenced = self.process.as_ref().is_some_and(|process| process.fenced);
-        let told = match told {
-            // No grant stands for a fenced daemon, but it may for this machine's next one.
-            Ok(Told::Done(Answer::Granted { current: false, .. }, _)) if fenced => {
-                Err(No::Home(Failure::Refused(Refused::InstanceFenced)))
-            }
-            told => told,
-        };
         match told {
             Ok(Told::Done(answer, head)) => match (job, answer) {
                 (Job::Open(checkout), Answer::Granted { .. }) => {
