@@ -191,18 +191,30 @@ impl ModelHome {
         if self.has(Mutant::RestoreKeepsIncarnation) {
             return home;
         }
+        home.name(home.incarnation);
         home.incarnation = incarnation;
         for row in home.images.values_mut() {
             row.state = grantor::restored(&row.state);
         }
-        home.log_line(
-            LogKind::Incarnation,
-            NO_IMAGE,
-            *incarnation.as_bytes(),
-            NO_DEVICE,
-            Epoch(0),
-        );
+        home.name(incarnation);
         home
+    }
+
+    /// The home that goes on under a new incarnation because a receipt of `shown` proves that its rows are not the
+    /// newest of its own; nothing if it does not.
+    #[must_use]
+    pub fn proved(&self, shown: Standing, incarnation: Incarnation) -> Option<Self> {
+        let known = if shown.incarnation == self.incarnation {
+            self.standing_at(shown.position).map(|here| here.root) == Some(shown.root)
+        } else {
+            self.names(shown.incarnation)
+        };
+        if known {
+            return None;
+        }
+        let mut home = self.clone();
+        home.name(shown.incarnation);
+        Some(home.restored(incarnation))
     }
 
     /// Where the home stands.
@@ -297,6 +309,20 @@ impl ModelHome {
             position,
             root,
             ..self.standing()
+        })
+    }
+
+    /// Writes down that this home has or had an incarnation, unless the log says so.
+    fn name(&mut self, incarnation: Incarnation) {
+        if !self.names(incarnation) {
+            let subject = *incarnation.as_bytes();
+            self.log_line(LogKind::Incarnation, NO_IMAGE, subject, NO_DEVICE, Epoch(0));
+        }
+    }
+
+    fn names(&self, incarnation: Incarnation) -> bool {
+        self.log.iter().any(|row| {
+            row.entry.kind == LogKind::Incarnation && row.entry.subject == *incarnation.as_bytes()
         })
     }
 

@@ -1,8 +1,8 @@
 //! A home that lacks what this device saw of it: what it lost, image by image.
 //!
 //! Such a home is looked at over a connection of its own ([`Visit`]), while everybody else's calls are refused
-//! here. Looking changes one thing there: a receipt of its present incarnation that its log does not have proves
-//! that its database was put back, and it begins a new incarnation (`docs/protocol.md`).
+//! here. Looking changes one thing there: a receipt that its log does not have, of its present incarnation or of one
+//! that it does not know, proves that its database was put back, and it begins a new one (`docs/protocol.md`).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -111,17 +111,16 @@ impl<'a> Visit<'a> {
             at: Mutex::new(None),
         };
         visit.hello().await?;
-        if let Some(at) = visit.at() {
-            let farthest = core
-                .state
-                .with(move |db| db.farthest_receipt(at.incarnation))
-                .await?;
-            if let Some(receipt) = farthest {
-                let receipt = receipt.into();
-                visit.ask(Call::ShowReceipt { receipt }).await?;
-                // The answer comes with the standing of before.
-                visit.hello().await?;
-            }
+        // It may have gone back to before its present incarnation, too.
+        let receipts = core.state.with(|db| db.farthest_receipts()).await?;
+        let shows = !receipts.is_empty();
+        for receipt in receipts {
+            let receipt = receipt.into();
+            visit.ask(Call::ShowReceipt { receipt }).await?;
+        }
+        if shows {
+            // The answer comes with the standing of before.
+            visit.hello().await?;
         }
         Ok(visit)
     }

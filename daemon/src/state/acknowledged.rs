@@ -4,7 +4,7 @@
 
 use img_proto::ImageRow;
 use img_types::{CommitId, ImageId, Incarnation, LogPosition, Seq};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 use super::{Database, StateError};
 
@@ -104,23 +104,17 @@ impl Database {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The receipt that stands farthest in the log of one of the home's databases.
+    /// The receipt that stands farthest in the log of each of the home's databases, the farthest of all first.
     ///
     /// # Errors
     /// The database failed.
-    pub fn farthest_receipt(
-        &self,
-        incarnation: Incarnation,
-    ) -> Result<Option<Vec<u8>>, StateError> {
-        let receipt = self
-            .sql
-            .query_row(
-                "SELECT receipt FROM acknowledged WHERE incarnation = ?1 ORDER BY position DESC LIMIT 1",
-                params![incarnation.as_bytes()],
-                |row| row.get(0),
-            )
-            .optional()?;
-        Ok(receipt)
+    pub fn farthest_receipts(&self) -> Result<Vec<Vec<u8>>, StateError> {
+        // Of a maximum SQLite gives the row that has it.
+        let mut statement = self.sql.prepare(
+            "SELECT receipt, MAX(position) FROM acknowledged GROUP BY incarnation ORDER BY 2 DESC",
+        )?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Goes on with a home that has lost commits: forgets those, and takes the images as they are there now.

@@ -119,6 +119,29 @@ fn requests_are_repeated_in_order_until_settled() {
 }
 
 #[test]
+fn the_farthest_receipt_of_each_of_the_homes_databases_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    assert!(state.now(|db| db.farthest_receipts()).unwrap().is_empty());
+    // The second one began before the first one's end.
+    let commits = [(1, 5), (2, 4), (1, 9), (2, 8), (1, 7)].map(|(incarnation, position)| {
+        let number = position as u8;
+        Acknowledged {
+            commit: CommitId::from_bytes([number; 32]),
+            image: row().image,
+            seq: img_types::Seq(position),
+            record: Vec::new(),
+            receipt: vec![number],
+            incarnation: Incarnation::from_bytes([incarnation; 32]),
+            position: LogPosition(position),
+        }
+    });
+    state.now(|db| db.keep_acknowledged(&commits)).unwrap();
+    let farthest = state.now(|db| db.farthest_receipts()).unwrap();
+    assert_eq!(farthest, [[9], [8]]);
+}
+
+#[test]
 fn a_grant_takes_effect_together_with_its_request() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());

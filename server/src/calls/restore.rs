@@ -1,8 +1,9 @@
 //! A home whose database went back in time: a new incarnation continues its log.
 //!
 //! Begun by the operator (`imghome restore`), or proved by a device with a receipt that this home signed in its
-//! present incarnation and whose place in the log is not there. A log position without a signature proves
-//! nothing: any member could claim one and void everybody's leases.
+//! present incarnation and whose place in the log is not there, or in one that the log does not name: it went back
+//! to before its own new incarnation. A log position without a signature proves nothing: any member could claim
+//! one and void everybody's leases.
 
 use std::sync::Arc;
 
@@ -10,11 +11,11 @@ use bytes::Bytes;
 use img_lease::grantor;
 use img_proto::Answer;
 use img_records::{LogEntry, LogKind, Receipt, SignedReceipt};
-use img_types::{DeviceId, Epoch, Incarnation};
+use img_types::{Epoch, Incarnation};
 
 use super::Session;
 use crate::clock;
-use crate::db::{NO_IMAGE, Stop, Tx, effects, history, images, uploads};
+use crate::db::{NO_DEVICE, NO_IMAGE, Stop, Tx, effects, history, images, uploads};
 use crate::home::Home;
 use crate::proposal::bad;
 
@@ -30,17 +31,29 @@ pub(crate) async fn begin(tx: &mut Tx) -> Result<(), Stop> {
         }
     }
     uploads::forget(tx).await?;
+    // Nothing else names the first one.
+    name(tx, tx.standing().incarnation).await?;
     tx.set_incarnation(incarnation).await?;
+    name(tx, incarnation).await?;
+    tracing::warn!("this home went back in time and has a new incarnation; all leases are void");
+    Ok(())
+}
+
+/// Writes down that this home has or had an incarnation, unless the log says so: from then on its receipts start
+/// nothing.
+async fn name(tx: &mut Tx, incarnation: Incarnation) -> Result<(), Stop> {
+    if history::names(tx.sql(), incarnation).await? {
+        return Ok(());
+    }
     let line = LogEntry {
         kind: LogKind::Incarnation,
         image: NO_IMAGE,
         subject: *incarnation.as_bytes(),
-        device: DeviceId::from_bytes([0; 32]),
+        device: NO_DEVICE,
         epoch: Epoch(0),
         time: clock::wall_millis(),
     };
     tx.append_log(&line).await?;
-    tracing::warn!("this home went back in time and has a new incarnation; all leases are void");
     Ok(())
 }
 
@@ -48,13 +61,17 @@ pub(crate) async fn begin(tx: &mut Tx) -> Result<(), Stop> {
 /// newest of its own.
 pub(super) async fn begin_if_proved(tx: &mut Tx, receipt: &Receipt) -> Result<bool, Stop> {
     let newest = tx.standing();
-    if receipt.incarnation != newest.incarnation {
+    let known = if receipt.incarnation == newest.incarnation {
+        let here = history::standing_at(tx.sql(), newest, receipt.position).await?;
+        here.map(|here| here.root) == Some(receipt.log_root)
+    } else {
+        history::names(tx.sql(), receipt.incarnation).await?
+    };
+    if known {
         return Ok(false);
     }
-    let here = history::standing_at(tx.sql(), newest, receipt.position).await?;
-    if here.map(|here| here.root) == Some(receipt.log_root) {
-        return Ok(false);
-    }
+    // Once is enough: the next receipt of that incarnation is one of an earlier.
+    name(tx, receipt.incarnation).await?;
     begin(tx).await?;
     Ok(true)
 }

@@ -4,11 +4,13 @@ use bytes::Bytes;
 use img_lease::Pin;
 use img_lease::grantor::History;
 use img_proto::Standing;
+use img_records::{LogEntry, LogKind};
+use img_types::bytes::Reader;
 use img_types::limits::KEPT_AFTER_LOSS;
-use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LogPosition, LogRoot, Seq};
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, Incarnation, LogPosition, LogRoot, Seq};
 use sqlx::SqliteConnection;
 
-use super::{Columns as _, Stop, Tx, big};
+use super::{Columns as _, NO_DEVICE, Stop, Tx, big};
 use crate::clock::RunningMillis;
 use crate::proposal::Proposed;
 
@@ -97,7 +99,7 @@ pub(crate) async fn standing_at(
     if position == LogPosition(0) {
         return Ok(Some(Standing {
             position,
-            root: img_records::LogEntry::EMPTY_ROOT,
+            root: LogEntry::EMPTY_ROOT,
             ..newest
         }));
     }
@@ -113,6 +115,25 @@ pub(crate) async fn standing_at(
         })
     };
     row.map(read).transpose()
+}
+
+/// Whether the log names an incarnation. The first one it names only once there is a second.
+pub(crate) async fn names(
+    connection: &mut SqliteConnection,
+    incarnation: Incarnation,
+) -> Result<bool, Stop> {
+    let rows = sqlx::query("SELECT entry FROM log WHERE device = $1")
+        .bind(&NO_DEVICE.as_bytes()[..])
+        .fetch_all(connection)
+        .await?;
+    for row in rows {
+        let entry = LogEntry::decode(&mut Reader::new(&row.bytes(0)?))
+            .map_err(|error| Stop::Broken(format!("a line of the log does not decode: {error}")))?;
+        if entry.kind == LogKind::Incarnation && entry.subject == *incarnation.as_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Images that entries after a position concern, each once; the zero id stands for none.

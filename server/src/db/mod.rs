@@ -30,7 +30,7 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
 pub(crate) use row::{Columns, big};
-pub(crate) use tx::{NO_IMAGE, Stop, Tx};
+pub(crate) use tx::{NO_DEVICE, NO_IMAGE, Stop, Tx};
 pub(crate) use writer::{Published, Writer};
 
 /// Version of the tables; another one needs a migration.

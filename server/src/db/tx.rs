@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use img_proto::{Refusal, Standing};
 use img_records::{LogEntry, Roster};
-use img_types::{ImageId, Incarnation, LogPosition, LogRoot};
+use img_types::{DeviceId, ImageId, Incarnation, LogPosition, LogRoot};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -248,3 +248,5 @@ async fn load_standing(connection: &mut SqliteConnection) -> sqlx::Result<Standi
 
 /// The image id of log entries that concern no image.
 pub(crate) const NO_IMAGE: ImageId = ImageId::from_bytes([0; 32]);
+/// The device id of log entries that the home wrote by itself.
+pub(crate) const NO_DEVICE: DeviceId = DeviceId::from_bytes([0; 32]);

@@ -65,7 +65,8 @@ async fn a_restored_home_voids_leases_and_takes_back_what_devices_prove() {
     replace(&mut home, &to).await;
     let standing = home.standing();
     assert_ne!(standing.incarnation, backed_up.incarnation);
-    assert_eq!(standing.position.0, backed_up.position.0 + 1);
+    // The log names both incarnations from now on.
+    assert_eq!(standing.position.0, backed_up.position.0 + 2);
     assert!(crate::usage(&home.places()).await.unwrap().restored);
     // Its device notices, and says that it goes on with this home.
     let mut back = home.connect(&first.device).await;
@@ -163,7 +164,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     assert_eq!(watched, Ok(Answer::Changed { images: Vec::new() }));
     let now = home.standing();
     assert_ne!(now.incarnation, before.incarnation);
-    assert_eq!(now.position.0, stands.position.0 + 1);
+    assert_eq!(now.position.0, stands.position.0 + 2);
     assert_eq!(back.call(show).await, Ok(Answer::Done));
     assert_eq!(home.standing(), now);
     // The lease of before the copy is void: whoever comes first has the image.
@@ -210,6 +211,78 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
         panic!("no images");
     };
     assert_eq!((images[0].seq, &images[0].lease), (Some(Seq(1)), &None));
+}
+
+#[tokio::test]
+async fn a_home_that_went_back_behind_its_own_new_incarnation_begins_another_once() {
+    let (mut home, first) = TestHome::founded().await;
+    let (draft, head, token) = image(&home, &first, 1).await;
+    let oldest = home.standing();
+    home.stop().await;
+    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
+    std::fs::copy(&database, &copy).unwrap();
+    // In each of two times after the copy something is acknowledged that the copy lacks.
+    home.resume().await;
+    let first = home.member(&first.device).await;
+    next(&home, &first, draft, head, token, 5).await;
+    let of_first = history(&first, draft.image).await[1].1.clone();
+    home.stop().await;
+    std::fs::copy(&copy, &database).unwrap();
+    home.resume().await;
+    let first = home.member(&first.device).await;
+    let show = |receipt: &Bytes| Call::ShowReceipt {
+        receipt: receipt.clone(),
+    };
+    assert_eq!(first.call(show(&of_first)).await, Ok(Answer::Done));
+    let second = home.standing().incarnation;
+    assert_ne!(second, oldest.incarnation);
+    let acquire = Call::Acquire {
+        image: draft.image,
+        checkout: first.device.checkout,
+        terms: TERMS,
+        expect_head: None,
+        take_over: false,
+    };
+    let Ok(Answer::Granted { token: new, .. }) = first.call(acquire).await else {
+        panic!("no lease");
+    };
+    next(&home, &first, draft, head, new, 6).await;
+    let commits = history(&first, draft.image).await;
+    let of_second = commits[1].1.clone();
+
+    home.stop().await;
+    std::fs::copy(&copy, &database).unwrap();
+    home.resume().await;
+    assert_eq!(home.standing(), oldest);
+    let first = home.member(&first.device).await;
+    assert_eq!(first.call(show(&of_second)).await, Ok(Answer::Done));
+    let third = home.standing();
+    assert!(![oldest.incarnation, second].contains(&third.incarnation));
+    assert_eq!(third.position.0, oldest.position.0 + 3);
+    let renew = Call::Renew {
+        image: draft.image,
+        checkout: first.device.checkout,
+        token,
+        terms: None,
+    };
+    let void = first.call(renew).await;
+    assert!(matches!(
+        void,
+        Err(Refusal::TokenStale { holder: None, .. })
+    ));
+    // The log names both of before now: nothing more begins, not by the receipt of a readmission either.
+    for receipt in [&of_first, &of_second] {
+        assert_eq!(first.call(show(receipt)).await, Ok(Answer::Done));
+        assert_eq!(home.standing(), third);
+    }
+    first.push(&tree(6, 1, 2).objects).await.unwrap();
+    let readmit = Call::Readmit {
+        descriptor: None,
+        image: draft.image,
+        commits,
+    };
+    assert_eq!(first.call(readmit).await, Ok(Answer::Done));
+    assert_eq!(home.standing().incarnation, third.incarnation);
 }
 
 #[tokio::test]

@@ -94,9 +94,9 @@ impl Home {
         self.start(now);
     }
 
-    /// Begins a new incarnation of the same rows: all leases are void.
-    pub fn begin_anew(&mut self, incarnation: Incarnation) {
-        self.kept.rows = self.kept.rows.restored(incarnation);
+    /// Goes on with the rows of a new incarnation.
+    pub fn begin_anew(&mut self, rows: ModelHome) {
+        self.kept.rows = rows;
         self.connections.clear();
     }
 

@@ -1,7 +1,7 @@
 //! Everything of a run in one place, and what happens when something arrives.
 
 use img_lease::holder::Kind;
-use img_testkit::home::{Failure, Mutant};
+use img_testkit::home::{Failure, ModelHome, Mutant};
 use img_types::{DeviceId, Incarnation, Token};
 
 use crate::checks::Truth;
@@ -175,15 +175,19 @@ impl World {
             "is restored from a backup"
         });
         if !silent {
-            self.begin_anew();
+            let incarnation = self.new_incarnation();
+            self.begin_anew(self.home.rows().restored(incarnation));
         }
         self.set_home_timer();
     }
 
-    fn begin_anew(&mut self) {
-        let incarnation = Incarnation::from_bytes(self.names.make());
+    fn new_incarnation(&mut self) -> Incarnation {
+        Incarnation::from_bytes(self.names.make())
+    }
+
+    fn begin_anew(&mut self, rows: ModelHome) {
         let before = self.home.rows().incarnation();
-        self.home.begin_anew(incarnation);
+        self.home.begin_anew(rows);
         self.say("begins a new incarnation");
         self.truth.began_anew(&self.home, before);
     }
@@ -250,17 +254,9 @@ impl World {
                 return (true, told);
             }
             Ask::Prove(seen) => {
-                let rows = self.home.rows();
-                let last = seen.position.0.checked_sub(1);
-                let last = last.and_then(|last| usize::try_from(last).ok());
-                let root = last
-                    .and_then(|last| rows.log().get(last))
-                    .map(|row| row.root);
-                // A database that this one's log does not name yet is as good a proof: it went back behind
-                // its own restore. Names are counted, so that a later one is greater.
-                let unlike = seen.incarnation == rows.incarnation() && root != Some(seen.root);
-                if unlike || seen.incarnation > rows.incarnation() {
-                    self.begin_anew();
+                let incarnation = self.new_incarnation();
+                if let Some(rows) = self.home.rows().proved(*seen, incarnation) {
+                    self.begin_anew(rows);
                 }
                 return (true, Ok(Told::Heard));
             }

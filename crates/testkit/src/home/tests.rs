@@ -116,6 +116,24 @@ fn a_restored_home_has_another_log_and_is_noticed() {
 }
 
 #[test]
+fn a_standing_of_an_incarnation_that_the_log_does_not_name_proves_once_that_a_home_went_back() {
+    let (mut home, a, _) = home(None);
+    let copy = home.clone();
+    create(&mut home, a, 1);
+    let [second, third, fourth] = [2, 3, 4].map(|n| Incarnation::from_bytes([n; 32]));
+    let of_first = home.standing();
+    let gone = home.restored(second);
+    assert_eq!(gone.proved(of_first, third), None, "an earlier one");
+    assert_eq!(gone.proved(gone.standing(), third), None, "it has that");
+    let anew = copy.proved(gone.standing(), third).unwrap();
+    assert_eq!(anew.incarnation(), third);
+    assert_eq!(anew.proved(gone.standing(), fourth), None);
+    assert_eq!(anew.proved(of_first, fourth), None);
+    let beyond = copy.proved(of_first, third).unwrap();
+    assert_eq!(beyond.incarnation(), third);
+}
+
+#[test]
 fn leases_of_before_a_start_have_a_grace() {
     let (mut home, a, _) = home(None);
     create(&mut home, a, 1);
