@@ -35,7 +35,7 @@ pub enum Breach {
     ReplayDiffers,
     /// 11: a device believes in its lease for longer than its home.
     DeadlineTooLate,
-    /// 12: an earlier daemon of a device changed something other than by a branch.
+    /// 12: an earlier daemon of a device changed something other than by a branch, or was told what it did.
     OldDaemonActed,
     /// 15: a device that saw what is gone was not told, or one that did not was.
     NotNoticed,
@@ -192,11 +192,17 @@ impl Bystander {
         hash: u64,
         result: &Result<Answer, Failure>,
     ) -> Result<(), Breach> {
+        // A fenced daemon is told nothing of its calls: its newest start repeats them.
+        let fenced = !seen.newest() && !matches!(seen.call, Call::Branch { .. });
+        if fenced && result.is_ok() {
+            return Err(Breach::OldDaemonActed);
+        }
         let same = match (earlier, result) {
             (_, Err(Failure::RequestReused)) => kept != hash,
             (_, Err(Failure::Refused(Refused::NotMember))) => {
                 !seen.before.is_member(seen.by.device)
             }
+            (_, Err(Failure::Refused(Refused::InstanceFenced))) => fenced,
             (Answer::Renewed { .. }, Err(_)) => !self.is_current(seen),
             (_, Err(_)) => false,
             (
