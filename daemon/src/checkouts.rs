@@ -4,6 +4,7 @@
 //! [`crate::keeper`], files to [`crate::tree`], mounts to [`crate::mount`]; here is decided what happens to them,
 //! in which order. `docs/architecture.md` describes the paths, the design of leases the order of durable writes.
 
+mod addressing;
 mod branching;
 mod deletion;
 mod hydrate;

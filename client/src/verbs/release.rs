@@ -22,6 +22,7 @@ pub(super) async fn release(
 
 fn render(released: &Value) -> String {
     let name = released["name"].as_str().unwrap_or("The checkout");
+    let dir = released["dir"].as_str().unwrap_or_default();
     let already = if released["already"] == true {
         " already"
     } else {
@@ -29,10 +30,10 @@ fn render(released: &Value) -> String {
     };
     match released["commit"].as_str() {
         Some(commit) => format!(
-            "{name} is released{already}; its head is {}.",
+            "{name} at {dir} is released{already}; its head is {}.",
             show::short(commit)
         ),
-        None => format!("{name} is released{already}."),
+        None => format!("{name} at {dir} is released{already}."),
     }
 }
 
@@ -44,16 +45,16 @@ mod tests {
     fn says_what_is_home() {
         let id = "ab".repeat(32);
         assert_eq!(
-            render(&json!({"name": "vm", "commit": id})),
-            "vm is released; its head is ababababab."
+            render(&json!({"name": "vm", "dir": "/x/vm", "commit": id})),
+            "vm at /x/vm is released; its head is ababababab."
         );
         assert_eq!(
-            render(&json!({"name": "vm", "commit": null})),
-            "vm is released."
+            render(&json!({"name": "vm", "dir": "/x/vm", "commit": null})),
+            "vm at /x/vm is released."
         );
         assert_eq!(
-            render(&json!({"name": "vm", "commit": null, "already": true})),
-            "vm is released already."
+            render(&json!({"name": "vm", "dir": "/x/vm", "commit": null, "already": true})),
+            "vm at /x/vm is released already."
         );
     }
 }

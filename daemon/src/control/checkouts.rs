@@ -21,7 +21,7 @@ use super::body::{Answer, absolute, image_name, parse};
 use super::stream::{self, HangUp};
 use crate::checkouts::{CommitRequest, OpenRequest, OwnerChoice, Which};
 use crate::daemon::Daemon;
-use crate::error::ApiError;
+use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::images::CommitSpec;
 
@@ -150,7 +150,11 @@ pub(super) async fn commit(
             "Only a branch can leave something out: name it with --branch.",
         ));
     }
-    let checkout = member.checkouts.find(&which)?;
+    let checkout = if request.adopt_orphan {
+        member.checkouts.find_orphan(&which)?
+    } else {
+        member.checkouts.find(&which)?
+    };
     let reporter = checkout.reporter().clone();
     let work = async move {
         let wait = request.wait;
@@ -186,12 +190,23 @@ pub(super) async fn release(
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let request: Release = parse(&body)?;
-    let checkout = match member.checkouts.find(&which) {
+    let found = if request.discard {
+        member.checkouts.find_to_discard(&which)
+    } else {
+        member.checkouts.find(&which)
+    };
+    let checkout = match found {
         Ok(checkout) => checkout,
+        Err(error) if error.kind != Kind::NotFound => return Err(error),
         Err(error) => {
             // Asked again after it had been done, it is done.
             let closed = member.checkouts.closed(&which).await.ok_or(error)?;
-            let done = json!({ "name": closed.name, "commit": closed.head, "already": true });
+            let done = json!({
+                "name": closed.name,
+                "dir": closed.dir.display().to_string(),
+                "commit": closed.head,
+                "already": true,
+            });
             return Ok(stream::answer(
                 Reporter::new(Phase::Release),
                 stream::no_lines(),

@@ -242,7 +242,11 @@ impl Worker {
             tracing::warn!(%error, "what a closed checkout left behind is removed at the next start");
         }
         tracing::info!(checkout = %self.checkout.short(), name = self.name, "a checkout is closed");
-        let done = json!({ "name": self.name, "commit": commit });
+        let done = json!({
+            "name": self.name,
+            "dir": self.dir.display().to_string(),
+            "commit": commit,
+        });
         self.answer_release(|| Ok(done.clone()));
     }
 

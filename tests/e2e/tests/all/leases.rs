@@ -166,6 +166,50 @@ fn an_orphan_is_not_adopted_once_the_head_has_moved() -> Result<()> {
 }
 
 #[test]
+fn a_name_of_an_orphan_and_a_leased_checkout_drops_neither() -> Result<()> {
+    let (_world, laptop, desktop) = held()?;
+    let orphan = laptop.work().join("vm");
+    fs::write(orphan.join("mine"), "1")?;
+    let states = states(&laptop)?;
+    desktop.json(&["steal", "vm"])?;
+    told(&states, "orphan")?;
+    laptop.json(&["steal", "vm", "again"])?;
+    let leased = laptop.work().join("again");
+    fs::write(leased.join("new"), "2")?;
+
+    let refused = laptop.fails(2, &["release", "vm", "--discard"])?;
+    let listed = format!(
+        "{} (leased), {} (orphan)",
+        leased.display(),
+        orphan.display()
+    );
+    ensure!(
+        refused["message"]
+            .as_str()
+            .is_some_and(|message| message.contains(&listed))
+            && hint(&refused).contains("imgctl release DIR --discard"),
+        "{refused}"
+    );
+    ensure!(fs::read_to_string(leased.join("new"))? == "2");
+    ensure!(fs::read_to_string(orphan.join("mine"))? == "1");
+    let refused = laptop.fails(2, &["commit", "again", "--adopt-orphan"])?;
+    ensure!(hint(&refused).contains("imgctl commit "), "{refused}");
+
+    // The orphan is meant: it waits for the lease of the other, and gets it once that is given back.
+    laptop.fails(4, &["commit", "vm", "--adopt-orphan"])?;
+    let dropped = laptop.imgctl(&["release", "again", "--discard"])?;
+    ensure!(
+        dropped.ok() && dropped.stdout.contains(&leased.display().to_string()),
+        "{dropped}"
+    );
+    // A name of which only one is left says which.
+    laptop.json(&["commit", "vm", "--adopt-orphan"])?;
+    ensure!(laptop.status("vm")?["state"] == "leased");
+    ensure!(fs::read_to_string(orphan.join("mine"))? == "1");
+    Ok(())
+}
+
+#[test]
 fn a_read_only_checkout_keeps_the_lease_of_a_late_commit_if_asked() -> Result<()> {
     let (_world, laptop, desktop) = held()?;
     let mount = desktop.checkout("vm", &["--read-only"])?;
