@@ -291,7 +291,11 @@ impl Checkouts {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             let asked = shared.clock.now();
-            let open = shared.list();
+            let open = shared.list().into_iter().map(|checkout| {
+                let of = checkout.image();
+                (checkout, of)
+            });
+            let open: Vec<_> = open.collect();
             match shared.images.list().await {
                 Ok(listing) if !listing.stale => {
                     shared.notice_rivals(&listing.images, asked).await;

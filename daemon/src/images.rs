@@ -11,6 +11,7 @@ mod history;
 pub(crate) mod paths;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use img_proto::{Answer, Call, ImageRow};
 use img_records::SignedCommit;
@@ -22,7 +23,7 @@ use crate::enrol::device_name;
 use crate::error::{ApiError, Kind};
 use crate::events::{time, time_after};
 use crate::home::{CallError, Home};
-use crate::state::State;
+use crate::state::{Database, State};
 
 pub use audit::REASON_PURPOSE;
 pub use create::CreateRequest;
@@ -34,6 +35,16 @@ pub use history::CommitSpec;
 pub struct Images {
     home: Arc<Home>,
     state: State,
+    turns: Arc<Turns>,
+}
+
+/// Puts listings that were asked for at the same time in order.
+#[derive(Debug, Default)]
+struct Turns {
+    /// The number of the newest that was asked for.
+    asked: AtomicU64,
+    /// The number of the newest that was written down.
+    written: AtomicU64,
 }
 
 /// An image whose records have been verified.
@@ -59,7 +70,11 @@ pub struct Listing {
 impl Images {
     /// The images of a home.
     pub fn new(home: Arc<Home>, state: State) -> Self {
-        Self { home, state }
+        Self {
+            home,
+            state,
+            turns: Arc::default(),
+        }
     }
 
     /// All images; as last seen if the home is away.
@@ -67,10 +82,19 @@ impl Images {
     /// # Errors
     /// The home refused, or shows something that does not verify.
     pub async fn list(&self) -> Result<Listing, ApiError> {
+        let turns = Arc::clone(&self.turns);
+        let turn = turns.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let (rows, stale) = match self.listed().await {
             Ok(images) => {
                 let rows = images.clone();
-                let kept = self.state.with(move |db| db.set_images(&images)).await;
+                // One that was overtaken would take an image that is new since for a deleted one.
+                let keep = move |db: &mut Database| {
+                    if turns.written.fetch_max(turn, Ordering::Relaxed) > turn {
+                        return Ok(());
+                    }
+                    db.set_images(&images)
+                };
+                let kept = self.state.with(keep).await;
                 kept.map_err(ApiError::failed)?;
                 (rows, false)
             }

@@ -42,7 +42,7 @@ impl Checkouts {
     /// An image has been deleted: whatever is checked out of it here goes on as an orphan, with all its work.
     pub async fn image_deleted(&self, image: ImageId) {
         for checkout in self.shared.of_image(image) {
-            self.shared.orphan(&checkout).await;
+            self.shared.orphan(&checkout, image).await;
         }
     }
 }
@@ -70,17 +70,16 @@ pub(super) async fn gone(
 }
 
 impl Shared {
-    /// Notices which of these checkouts are of images that the home does not list any more. They were open
-    /// before it was asked for the list.
+    /// Notices which of these checkouts are of images that the home does not list any more; each with the image
+    /// that it was of before the home was asked, because it may have gone on as a new one since.
     pub(super) async fn notice_deletions(
         &self,
-        checkouts: &[std::sync::Arc<Checkout>],
+        open: &[(std::sync::Arc<Checkout>, ImageId)],
         images: &[Image],
     ) {
-        for checkout in checkouts {
-            let listed = |image: &Image| image.row.image == checkout.image();
-            if !images.iter().any(listed) {
-                self.orphan(checkout).await;
+        for (checkout, of) in open {
+            if !images.iter().any(|image| image.row.image == *of) {
+                self.orphan(checkout, *of).await;
             }
         }
     }
@@ -95,8 +94,9 @@ impl Shared {
         lock(&self.gone).insert(image);
     }
 
-    async fn orphan(&self, checkout: &Checkout) {
-        self.saw_no_more(checkout.image());
+    /// A checkout of an image that is gone has no lease any more.
+    async fn orphan(&self, checkout: &Checkout, image: ImageId) {
+        self.saw_no_more(image);
         let Some(holder) = self.keeper.holder(checkout.id) else {
             return;
         };
@@ -104,7 +104,7 @@ impl Shared {
             return;
         };
         let stale = LeaseEvent::TokenStale {
-            image: holder.image(),
+            image,
             token,
             rival: None,
         };

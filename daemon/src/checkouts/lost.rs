@@ -10,7 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use img_index::{Inode, Key, KeyParts, KeyRange, Node, NodeSource, ReadError, Value, Xattr};
+use img_index::{
+    Inode, Key, KeyParts, KeyRange, Node, NodeSource, ReadError, Timestamp, Value, Xattr,
+};
 use img_proto::Class;
 use img_seal::Reference;
 use img_types::{CheckoutId, ObjectId};
@@ -43,8 +45,11 @@ pub(super) struct LeftOut {
     pub(super) parent: Inode,
     pub(super) name: Vec<u8>,
     path: PathBuf,
+    inode: Inode,
+    /// Of the file in the root that names what is lost.
+    ctime: Timestamp,
     /// Nothing but this extended attribute.
-    xattr: Option<(Inode, Vec<u8>)>,
+    xattr: Option<Vec<u8>>,
 }
 
 /// What of a file is lost.
@@ -74,15 +79,22 @@ impl Loss {
         let Some(tree) = &self.tree else {
             return Err(self.files_are_lost(&files));
         };
-        let mut gone = 0;
-        for file in &files {
-            gone += u32::from(take_out(tree, file).await?);
+        let mut gone = Vec::new();
+        for file in files.chunk_by(|a, b| (a.inode, &a.xattr) == (b.inode, &b.xattr)) {
+            match take_out(tree, file).await {
+                Ok(true) => gone.extend_from_slice(file),
+                // It was changed since: whether it is whole now is seen when that is sealed.
+                Ok(false) => {}
+                Err(error) if gone.is_empty() => return Err(error),
+                // What went is told; the next round meets the fault again.
+                Err(_) => break,
+            }
         }
         let stats = tree.stats();
-        if gone == 0 && !stats.changed && stats.closed == 0 {
+        if gone.is_empty() && !stats.changed && stats.closed == 0 {
             return Err(self.files_are_open());
         }
-        Ok(files)
+        Ok(gone)
     }
 
     fn files_are_lost(&self, files: &[LeftOut]) -> CommitError {
@@ -133,7 +145,7 @@ impl LeftOut {
     /// As it is listed.
     pub(super) fn to_json(&self) -> serde_json::Value {
         let mut object = json!({});
-        if let Some((_, name)) = &self.xattr {
+        if let Some(name) = &self.xattr {
             object["xattr"] = json!(String::from_utf8_lossy(name));
         }
         with_path(object, &self.path)
@@ -208,6 +220,7 @@ async fn names(
     parts: BTreeSet<(Inode, Part)>,
 ) -> Result<Vec<LeftOut>, FetchError> {
     let mut entries: BTreeMap<Inode, Vec<(Inode, Vec<u8>)>> = BTreeMap::new();
+    let mut ctimes = BTreeMap::new();
     let mut wanted: BTreeSet<Inode> = parts.iter().map(|(inode, _)| *inode).collect();
     while !wanted.is_empty() {
         let mut rest = metadata();
@@ -218,12 +231,19 @@ async fn names(
             };
             rest.start = last.successor();
             for (key, value) in &some {
-                if let (KeyParts::Entry { parent, name, .. }, Value::Entry { inode, .. }) =
-                    (key.parts(), value)
-                    && wanted.contains(inode)
-                {
-                    let of_inode = entries.entry(*inode).or_default();
-                    of_inode.push((parent, name.to_vec()));
+                match (key.parts(), value) {
+                    (KeyParts::Entry { parent, name, .. }, Value::Entry { inode, .. })
+                        if wanted.contains(inode) =>
+                    {
+                        let of_inode = entries.entry(*inode).or_default();
+                        of_inode.push((parent, name.to_vec()));
+                    }
+                    (KeyParts::Attributes(inode), Value::Attributes(attributes))
+                        if wanted.contains(&inode) =>
+                    {
+                        ctimes.insert(inode, attributes.ctime);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -235,14 +255,19 @@ async fn names(
     }
     let mut files = Vec::new();
     for (inode, part) in parts {
+        let Some(ctime) = ctimes.get(&inode) else {
+            continue;
+        };
         for (parent, name) in entries.get(&inode).into_iter().flatten() {
             files.push(LeftOut {
                 parent: *parent,
                 name: name.clone(),
                 path: path(&entries, *parent, name),
+                inode,
+                ctime: *ctime,
                 xattr: match &part {
                     Part::Contents => None,
-                    Part::Xattr(xattr) => Some((inode, xattr.clone())),
+                    Part::Xattr(xattr) => Some(xattr.clone()),
                 },
             });
         }
@@ -301,11 +326,20 @@ async fn node(objects: &Arc<Objects>, reference: &Reference) -> Result<Arc<Node>
     }
 }
 
-/// Removes a name, or an attribute; tells whether it was there.
-async fn take_out(tree: &Arc<Tree>, file: &LeftOut) -> Result<bool, CommitError> {
-    let remove = |tree: &Tree| match &file.xattr {
-        Some((inode, name)) => tree.remove_xattr(*inode, name),
-        None => tree.unlink(file.parent, &file.name),
+/// Removes all names of a file, or an attribute of it; tells whether it was as it had been sealed.
+async fn take_out(tree: &Arc<Tree>, file: &[LeftOut]) -> Result<bool, CommitError> {
+    let Some(first) = file.first() else {
+        return Ok(false);
+    };
+    let (inode, ctime) = (first.inode, first.ctime);
+    let names: Vec<_> = file
+        .iter()
+        .map(|name| (name.parent, name.name.as_slice()))
+        .collect();
+    let remove = |tree: &Tree| match &first.xattr {
+        Some(_) if tree.attributes(inode)?.attributes.ctime != ctime => Err(Errno::STALE.into()),
+        Some(name) => tree.remove_xattr(inode, name),
+        None => tree.unlink_unchanged(inode, ctime, &names),
     };
     let removed = match remove(tree) {
         Ok(()) => Ok(()),
@@ -315,10 +349,10 @@ async fn take_out(tree: &Arc<Tree>, file: &LeftOut) -> Result<bool, CommitError>
     match removed {
         Ok(()) => Ok(true),
         // Somebody was faster.
-        Err(Errno::NOENT | Errno::NODATA) => Ok(false),
+        Err(Errno::NOENT | Errno::NODATA | Errno::STALE) => Ok(false),
         Err(error) => Err(forbidden(ApiError::failed(format!(
             "{} cannot be left out: {error}",
-            file.path.display()
+            first.path.display()
         )))),
     }
 }
@@ -343,6 +377,11 @@ mod tests {
             parent: Inode::ROOT,
             name: Vec::new(),
             path: path.into(),
+            inode: Inode(2),
+            ctime: Timestamp {
+                seconds: 0,
+                nanos: 0,
+            },
             xattr: None,
         }
     }

@@ -1,7 +1,7 @@
 //! Operations on names: look up, create, remove, rename, link.
 
 use img_index::value::SYMLINK_LEN_MAX;
-use img_index::{Attributes, FileKind, Inode, Key, KeyRange, Value};
+use img_index::{Attributes, FileKind, Inode, Key, KeyRange, Timestamp, Value};
 use rustix::io::Errno;
 
 use super::transaction::Transaction;
@@ -157,6 +157,34 @@ impl Tree {
             transaction.delete_entry(parent, &name);
             transaction.unlink_inode(entry)?;
             transaction.touch_directory(parent)
+        })
+    }
+
+    /// Removes names of a file, all or none, if it is still as it was at `ctime`.
+    ///
+    /// # Errors
+    /// Something is absent, a name is not there, or (`ESTALE`) the file was changed or replaced since.
+    pub fn unlink_unchanged(
+        &self,
+        inode: Inode,
+        ctime: Timestamp,
+        names: &[(Inode, &[u8])],
+    ) -> Result<(), Failure> {
+        self.change(|transaction| {
+            if transaction.attributes(inode)?.ctime != ctime {
+                return Err(Errno::STALE.into());
+            }
+            for (parent, name) in names {
+                let name = Name::parse(transaction.state, name)?;
+                let entry = existing(transaction, *parent, &name)?;
+                if entry.inode != inode {
+                    return Err(Errno::STALE.into());
+                }
+                transaction.delete_entry(*parent, &name);
+                transaction.unlink_inode(entry)?;
+                transaction.touch_directory(*parent)?;
+            }
+            Ok(())
         })
     }
 

@@ -272,3 +272,37 @@ fn inodes_are_never_used_twice() {
     place.tree = Some(Tree::create(folder.path(), config, place.source(), handle).unwrap());
     assert_eq!(file(&place, "third"), Inode(second.0 + 1));
 }
+
+#[test]
+fn a_file_that_was_changed_or_replaced_is_not_taken_for_the_one_of_before() {
+    let place = Place::new();
+    let old = file(&place, "name");
+    place
+        .run(|tree| tree.link(old, Inode::ROOT, b"again").map(drop))
+        .unwrap();
+    let ctime = |inode| {
+        let shown = place.run(|tree| tree.attributes(inode)).unwrap();
+        shown.attributes.ctime
+    };
+    let before = ctime(old);
+    let names: [(Inode, &[u8]); 2] = [(Inode::ROOT, b"name"), (Inode::ROOT, b"again")];
+    let take = |inode, ctime| place.run(|tree| tree.unlink_unchanged(inode, ctime, &names));
+    place.run(|tree| tree.write(old, 0, b"new", false)).unwrap();
+    assert_eq!(take(old, before), Err(Errno::STALE));
+    // Under one of its names is another file: nothing goes.
+    let now = ctime(old);
+    place
+        .run(|tree| tree.unlink(Inode::ROOT, b"again"))
+        .unwrap();
+    let other = file(&place, "again");
+    assert_eq!(take(old, now), Err(Errno::STALE));
+    assert_eq!(take(old, ctime(old)), Err(Errno::STALE));
+    assert_eq!(take(other, ctime(other)), Err(Errno::STALE));
+    let found = |name: &[u8]| place.run(|tree| tree.lookup(Inode::ROOT, name)).unwrap();
+    assert_eq!(found(b"name").map(|shown| shown.inode), Some(old));
+    assert_eq!(found(b"again").map(|shown| shown.inode), Some(other));
+    let one = [names[0]];
+    let now = ctime(old);
+    let taken = place.run(|tree| tree.unlink_unchanged(old, now, &one));
+    assert_eq!((taken, found(b"name")), (Ok(()), None));
+}
