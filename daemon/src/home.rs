@@ -4,6 +4,7 @@
 //! knows nothing of checkouts: what an answer means is its caller's business. `docs/protocol.md` describes the calls,
 //! `docs/formats.md` the log check.
 
+mod acquiring;
 mod forward;
 mod greeting;
 mod receipts;

@@ -171,7 +171,7 @@ impl CommitJob {
             expect_head: self.base.as_ref().map(|base| base.id),
             take_over: self.request.take_over,
         };
-        let granted = shared.home.mutate(call).await?;
+        let granted = shared.home.acquire(call).await?;
         let Answer::Granted {
             token,
             ttl_ms,

@@ -55,7 +55,7 @@ impl Retake {
             expect_head: holder.base(),
             take_over: false,
         };
-        Called::Retaken(self, home.mutate(call).await)
+        Called::Retaken(self, home.acquire(call).await)
     }
 }
 
@@ -87,20 +87,14 @@ impl Task {
             None => false,
         };
         if !taken && let Answer::Granted { token, .. } = mutated.answer {
-            // It ended meanwhile.
-            let image = self
-                .kept
-                .get(&retake.checkout)
-                .map(|kept| kept.holder.image());
-            if let Some(image) = image {
-                let release = Call::Release {
-                    image,
-                    checkout: retake.checkout,
-                    token,
-                };
-                let released = self.home.mutate(release).await?;
-                self.settle(released.request).await?;
-            }
+            // It ended meanwhile, or went on as another image.
+            let release = Call::Release {
+                image: retake.image,
+                checkout: retake.checkout,
+                token,
+            };
+            let released = self.home.mutate(release).await?;
+            self.settle(released.request).await?;
         }
         self.settle(mutated.request).await
     }

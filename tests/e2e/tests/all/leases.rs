@@ -529,3 +529,36 @@ fn what_is_lost_here_and_at_home_is_named_and_left_out_if_asked() -> Result<()> 
     ensure!(!branch.join("link").exists());
     Ok(())
 }
+
+#[test]
+fn a_late_commit_whose_daemon_was_killed_is_made_by_the_next() -> Result<()> {
+    let (_world, mut laptop, desktop) = held()?;
+    laptop.json(&["release", "vm"])?;
+    for round in 0..8_u32 {
+        let dir = laptop.work().join(format!("late-{round}"));
+        let dir = dir.to_str().context("a path in UTF-8")?.to_owned();
+        laptop.json(&["checkout", "vm", &dir, "--read-only"])?;
+        let name = format!("late-{round}");
+        let path = std::path::Path::new(&dir).join(&name);
+        fs::write(&path, "kept")?;
+        fs::File::open(&path)?.sync_all()?;
+        std::thread::scope(|scope| {
+            let commit = scope.spawn(|| laptop.imgctl(&["commit", &dir]));
+            std::thread::sleep(std::time::Duration::from_millis(u64::from(round) * 9));
+            let pid = i32::try_from(laptop.process_id()?)?;
+            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            commit.join().expect("no panic")?;
+            Ok::<_, anyhow::Error>(())
+        })?;
+        laptop.kill()?;
+        laptop.restart()?;
+        laptop.json(&["commit", &dir])?;
+        // Nobody has the lease then, and the commit is what the next one gets.
+        let got = desktop.checkout("vm", &[])?;
+        ensure!(fs::read_to_string(got.join(&name))? == "kept", "{name}");
+        desktop.json(&["release", "vm"])?;
+        laptop.json(&["release", &dir, "--discard"])?;
+    }
+    Ok(())
+}
