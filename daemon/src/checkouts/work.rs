@@ -171,7 +171,13 @@ impl CommitJob {
             expect_head: self.base.as_ref().map(|base| base.id),
             take_over: self.request.take_over,
         };
-        let granted = shared.home.acquire(call).await?;
+        let granted = loop {
+            match shared.home.acquire(call.clone()).await {
+                // What was promised to finish by itself does, as the upload before it did.
+                Err(CallError::Away) => shared.home.reachable().await,
+                asked => break asked?,
+            }
+        };
         let Answer::Granted {
             token,
             ttl_ms,
