@@ -414,10 +414,14 @@ impl Checkout {
         let Some(root) = root else {
             return Ok((0, 0));
         };
-        self.hydration
+        let brought = self
+            .hydration
             .run(self.shared.home.objects(), root, reporter)
             .await
-            .map_err(|error| hydrate::explain(&error, &self.name()))
+            .map_err(|error| hydrate::explain(&error, &self.name()));
+        let problem = brought.as_ref().err().map(|error| error.message.clone());
+        self.hydration.ended(problem);
+        brought
     }
 
     async fn mount_again(&self) -> Result<(), ApiError> {

@@ -1,6 +1,6 @@
 //! Brings everything below a root to this device's disk.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use img_index::NodeSource;
@@ -8,18 +8,32 @@ use img_proto::Class;
 use img_seal::Reference;
 use img_store::StoreError;
 
+use super::lock;
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::objects::{FetchError, Objects};
 
 /// How far a checkout's hydration is, while one runs.
 #[derive(Debug, Default)]
-pub(super) struct Hydration(Mutex<Option<u64>>);
+pub(super) struct Hydration {
+    running: Mutex<Option<u64>>,
+    problem: Mutex<Option<String>>,
+}
 
 impl Hydration {
     /// Bytes fetched by the one that runs.
     pub(super) fn now(&self) -> Option<u64> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.running)
+    }
+
+    /// Why the last one did not bring everything.
+    pub(super) fn problem(&self) -> Option<String> {
+        lock(&self.problem).clone()
+    }
+
+    /// Notes how the last one ended.
+    pub(super) fn ended(&self, problem: Option<String>) {
+        *lock(&self.problem) = problem;
     }
 
     /// Brings everything below a root to the disk. Returns the objects that were fetched, and their bytes.
@@ -95,12 +109,12 @@ impl Hydration {
     }
 
     fn add(&self, bytes: u64) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = lock(&self.running);
         *now = now.map(|before| before + bytes);
     }
 
     fn set(&self, value: Option<u64>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        *lock(&self.running) = value;
     }
 }
 

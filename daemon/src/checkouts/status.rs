@@ -124,7 +124,7 @@ impl Checkout {
             "stopped_us": null,
             "opened": time(self.opened),
             "releasing": view.releasing,
-            "problem": view.problem,
+            "problem": view.problem.or_else(|| self.hydration.problem()),
         })
     }
 }

@@ -142,6 +142,11 @@ fn what_was_read_takes_no_room_from_what_is_written() -> Result<()> {
     let refused = b.fails(9, &["hydrate", "vm"])?;
     let message = refused["message"].as_str().unwrap_or_default();
     ensure!(message.contains("does not fit"), "{message}");
+    let problem = b.status("vm")?["problem"].clone();
+    ensure!(
+        problem.as_str() == Some(message),
+        "a status that says {problem}"
+    );
     let free = disk.free()?;
     ensure!(free > 400 << 20, "hydrating left {} MiB", free >> 20);
     let cache = b.json(&["cache"])?;
