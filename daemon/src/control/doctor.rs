@@ -33,6 +33,7 @@ pub(super) async fn doctor(State(daemon): State<Arc<Daemon>>) -> Answer {
     });
     let mut checks = Vec::from(local.await.map_err(crate::error::ApiError::failed)?);
     checks.push(home(&daemon).await);
+    checks.push(calls(&daemon).await);
     let checks = checks.into_iter().map(|check| {
         let hint = if check.ok { "" } else { check.hint };
         json!({
@@ -143,6 +144,35 @@ async fn home(daemon: &Daemon) -> Check {
         ok,
         message,
         hint,
+    }
+}
+
+/// Calls that were cut off by the end of a daemon may have had their effect, or have it once they are repeated.
+async fn calls(daemon: &Daemon) -> Check {
+    let unanswered = match daemon.member() {
+        Err(_) => Ok(0),
+        Ok(member) => member.home.unanswered().await.map(|calls| calls.len()),
+    };
+    let (ok, message) = match unanswered {
+        Ok(0) => (
+            true,
+            "Everything that was asked of the home is answered.".into(),
+        ),
+        Ok(1) => (
+            false,
+            "The home has not answered one call of before.".into(),
+        ),
+        Ok(calls) => (
+            false,
+            format!("The home has not answered {calls} calls of before."),
+        ),
+        Err(error) => (false, format!("The state folder cannot be read: {error}.")),
+    };
+    Check {
+        name: "calls",
+        ok,
+        message,
+        hint: "Nothing is to be done: they are repeated by themselves as soon as the home answers.",
     }
 }
 

@@ -537,6 +537,11 @@ fn a_thief_that_is_killed_leaves_everything_with_somebody() -> Result<()> {
         })?;
         desktop.kill()?;
         desktop.restart()?;
+        // A steal that had not arrived is repeated, and given back, some time after the start.
+        e2e::wait_for("the desktop's calls to be answered", || {
+            let checks = desktop.imgctl(&["doctor"])?.stdout;
+            Ok(checks.contains("ok    calls").then_some(()))
+        })?;
         let was_stolen = e2e::wait_for("the desktop to know what it has", || {
             let images = desktop.json(&["ls"])?;
             let images = images
