@@ -12,8 +12,10 @@
 
 mod adopt;
 mod commit;
+mod cuts;
 mod ending;
 mod stage;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -42,9 +44,10 @@ use crate::mount::{MountConfig, Mounted};
 use crate::seal::{SealError, SealedRoot};
 use crate::state::{CheckpointRow, Stage};
 use crate::stream::{Settled, UploadError};
-use crate::tree::{FreezeError, Tree};
+use crate::tree::Tree;
 
 use commit::Wish;
+use cuts::WaitingCut;
 pub(super) use ending::remove;
 use stage::Staging;
 
@@ -72,13 +75,6 @@ pub(super) enum Command {
     Onward(Box<Onward>),
     /// Syncs and unmounts; the daemon is ending.
     Stop { done: oneshot::Sender<()> },
-}
-
-/// A cut that waits until an earlier one is sealed.
-struct WaitingCut {
-    message: String,
-    done: oneshot::Sender<Result<Cut, ApiError>>,
-    wish: Option<(CommitRequest, oneshot::Sender<Result<Value, ApiError>>)>,
 }
 
 /// Everything about one checkout.
@@ -460,112 +456,6 @@ impl Worker {
         }));
     }
 
-    fn cut_waiting(&mut self) {
-        for waiting in std::mem::take(&mut self.waiting_cuts) {
-            self.cut_or_wait(waiting);
-        }
-    }
-
-    fn cut_or_wait(&mut self, waiting: WaitingCut) {
-        let outcome = match self.cut(&waiting.message) {
-            Ok(outcome) => outcome,
-            Err(FreezeError::Unsealed) => {
-                self.waiting_cuts.push(waiting);
-                return;
-            }
-            Err(error) => {
-                let _ = waiting.done.send(Err(disk_full(&error)));
-                return;
-            }
-        };
-        let (cut, generation) = outcome;
-        if waiting.wish.is_none() {
-            self.stage_upto = Some(generation);
-        }
-        if let Some((request, committed)) = waiting.wish {
-            if let Err(error) = self.write_wish_down(&request) {
-                let _ = waiting.done.send(Err(error));
-                return;
-            }
-            self.wishes.push(Wish {
-                generation,
-                request,
-                committed: Some(committed),
-                left_out: Vec::new(),
-            });
-        }
-        let _ = waiting.done.send(Ok(cut));
-    }
-
-    /// Takes a cut that is durable when this returns, and the generation that it ends with.
-    fn cut(&mut self, message: &str) -> Result<(Cut, u64), FreezeError> {
-        let Some(tree) = self.tree.clone() else {
-            return Ok((self.unchanged(), 0));
-        };
-        let mounted = self.mounted.as_ref();
-        let frozen = block_in_place(|| {
-            if let Some(mounted) = mounted {
-                mounted.flush_maps();
-            }
-            tree.freeze()
-        })?;
-        let closed_upto = tree.closed_upto();
-        let (newest, freeze_us, dirty_bytes) = match frozen {
-            Some(cut) => (cut.generation.0, cut.freeze_us, cut.dirty_bytes),
-            None if self.has_uncut(&tree, closed_upto) => (closed_upto, 0, 0),
-            None => {
-                let newest = closed_upto;
-                let generation = self.checkpoints.last().map_or(newest, |row| row.generation);
-                return Ok((self.unchanged(), generation));
-            }
-        };
-        let row = CheckpointRow {
-            checkpoint: random(),
-            checkout: self.checkout,
-            generation: newest,
-            time: events::now(),
-            freeze_us,
-            dirty_bytes,
-            message: message.to_owned(),
-            wish: None,
-        };
-        let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
-        if let Err(error) = kept {
-            // The cut itself is durable in the checkout's journal; only its name is not.
-            tracing::error!(%error, "a checkpoint could not be written down");
-        }
-        let cut = Cut::new(&row, false);
-        self.checkpoints.push(row);
-        self.view
-            .send_modify(|view| view.freeze_us = Some(freeze_us));
-        Ok((cut, newest))
-    }
-
-    /// Whether a generation closed by its size holds changes that no checkpoint names.
-    fn has_uncut(&self, tree: &Tree, newest: u64) -> bool {
-        match self.checkpoints.last() {
-            Some(row) => newest > row.generation,
-            None => tree.stats().closed > 0 || self.is_ahead(tree),
-        }
-    }
-
-    /// Whether the sealed root is another than the base's.
-    pub(super) fn is_ahead(&self, tree: &Tree) -> bool {
-        tree.root() != self.base.as_ref().map(OpenCommit::root)
-    }
-
-    fn unchanged(&self) -> Cut {
-        match self.checkpoints.last() {
-            Some(row) => Cut::new(row, true),
-            None => Cut {
-                id: self.base.as_ref().map(|base| base.id.to_string()),
-                freeze_us: 0,
-                dirty_bytes: 0,
-                unchanged: true,
-            },
-        }
-    }
-
     /// Somebody else unmounted: that is a checkpoint, and the lease stays.
     fn unmounted_by_others(&mut self) {
         if let Some(mut mounted) = self.mounted.take()
@@ -577,57 +467,6 @@ impl Worker {
         if let Err(error) = self.cut("") {
             tracing::warn!(%error, "no checkpoint was taken");
         }
-    }
-
-    /// Tells those who wait for an absent home that it is, after a while; what they wait for goes on.
-    fn notice_absence(&mut self) {
-        // A home that vanished without a word is known to be away only after the connection's idle time.
-        let now_shown = self.reporter.now();
-        let at_home = self.streaming.is_some() || self.farewell.is_some();
-        let silent = at_home && self.shown_last.as_ref() == Some(&now_shown);
-        self.shown_last = Some(now_shown);
-        let patience = if !self.shared.home.connected() {
-            AWAY_PATIENCE
-        } else if silent {
-            SILENCE_PATIENCE
-        } else {
-            self.away_since = None;
-            return;
-        };
-        let since = *self.away_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < patience {
-            return;
-        }
-        let absence = self.shared.home.absence();
-        if !matches!(absence, CallError::Away) {
-            let error = self.shared.home.explain(&absence, &self.name);
-            self.tell_who_waits(&error);
-            return;
-        }
-        let cut = self.shared.home.explain(&absence, &self.name);
-        for waiting in std::mem::take(&mut self.waiting_cuts) {
-            let _ = waiting.done.send(Err(cut.clone()));
-        }
-        let commit = self.commit_waits();
-        self.answer_wishes(&commit);
-        let release = self.release_waits();
-        self.answer_release(|| Err(release.clone()));
-    }
-
-    /// Answers those who wait for what does not go on now; it will by itself. Only a cut that was not taken
-    /// has to be asked for again.
-    fn tell_who_waits(&mut self, error: &ApiError) {
-        for waiting in std::mem::take(&mut self.waiting_cuts) {
-            let _ = waiting.done.send(Err(error.clone()));
-        }
-        self.answer_wishes(error);
-        self.answer_release(|| Err(error.clone()));
-    }
-
-    fn somebody_waits(&self) -> bool {
-        !self.release_waiters.is_empty()
-            || !self.waiting_cuts.is_empty()
-            || self.wishes.iter().any(|wish| wish.committed.is_some())
     }
 
     pub(super) fn set_problem(&self, problem: Option<String>) {
@@ -725,27 +564,8 @@ async fn unmounted(mounted: Option<&Mounted>) {
     }
 }
 
-fn disk_full(error: &FreezeError) -> ApiError {
-    ApiError::new(
-        Kind::NoRoom,
-        format!("The checkpoint was not taken: {error}. Nothing is lost."),
-        "Make room on this device and ask again.",
-    )
-}
-
-fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
-    bytes
-}
-
 /// How often it is looked whether the home is away while somebody waits.
 const TICK: std::time::Duration = std::time::Duration::from_millis(500);
-/// How long somebody waits for an absent home before hearing that it is.
-const AWAY_PATIENCE: std::time::Duration = std::time::Duration::from_millis(1_500);
-/// How long somebody waits for a connected home that sends no sign: longer than a slow link needs for one
-/// block.
-const SILENCE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// Generations that may be sealed without a commit before the outbox is trimmed: each leaves a few nodes.
 const TRIM_AFTER: u32 = 16;
 /// Pause before a seal or a farewell that failed is tried again.

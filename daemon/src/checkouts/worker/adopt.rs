@@ -10,7 +10,8 @@ use img_seal::Reference;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::{TRIM_AFTER, WaitingCut, Worker};
+use super::cuts::WaitingCut;
+use super::{TRIM_AFTER, Worker};
 use crate::checkouts::branching::{Branched, Left, Onward};
 use crate::checkouts::{CommitRequest, lock};
 use crate::error::ApiError;

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
-use super::{Arrived, TRIM_AFTER, Worker, disk_full};
+use super::cuts::disk_full;
+use super::{Arrived, TRIM_AFTER, Worker};
 use crate::checkouts::CommitRequest;
 use crate::checkouts::lost::{LeftOut, Loss};
 use crate::checkouts::work::{self, CommitError, CommitJob};

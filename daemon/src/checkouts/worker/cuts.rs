@@ -1,0 +1,144 @@
+//! The worker's cuts: checkpoints that are asked for, and those that wait for a seal.
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::task::block_in_place;
+
+use super::Worker;
+use super::commit::Wish;
+use crate::checkouts::CommitRequest;
+use crate::checkouts::status::Cut;
+use crate::commits::OpenCommit;
+use crate::error::{ApiError, Kind};
+use crate::events;
+use crate::state::CheckpointRow;
+use crate::tree::{FreezeError, Tree};
+
+/// A cut that waits until an earlier one is sealed.
+pub(super) struct WaitingCut {
+    pub(super) message: String,
+    pub(super) done: oneshot::Sender<Result<Cut, ApiError>>,
+    pub(super) wish: Option<(CommitRequest, oneshot::Sender<Result<Value, ApiError>>)>,
+}
+
+impl Worker {
+    pub(super) fn cut_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting_cuts) {
+            self.cut_or_wait(waiting);
+        }
+    }
+
+    pub(super) fn cut_or_wait(&mut self, waiting: WaitingCut) {
+        let outcome = match self.cut(&waiting.message) {
+            Ok(outcome) => outcome,
+            Err(FreezeError::Unsealed) => {
+                self.waiting_cuts.push(waiting);
+                return;
+            }
+            Err(error) => {
+                let _ = waiting.done.send(Err(disk_full(&error)));
+                return;
+            }
+        };
+        let (cut, generation) = outcome;
+        if waiting.wish.is_none() {
+            self.stage_upto = Some(generation);
+        }
+        if let Some((request, committed)) = waiting.wish {
+            if let Err(error) = self.write_wish_down(&request) {
+                let _ = waiting.done.send(Err(error));
+                return;
+            }
+            self.wishes.push(Wish {
+                generation,
+                request,
+                committed: Some(committed),
+                left_out: Vec::new(),
+            });
+        }
+        let _ = waiting.done.send(Ok(cut));
+    }
+
+    /// Takes a cut that is durable when this returns, and the generation that it ends with.
+    pub(super) fn cut(&mut self, message: &str) -> Result<(Cut, u64), FreezeError> {
+        let Some(tree) = self.tree.clone() else {
+            return Ok((self.unchanged(), 0));
+        };
+        let mounted = self.mounted.as_ref();
+        let frozen = block_in_place(|| {
+            if let Some(mounted) = mounted {
+                mounted.flush_maps();
+            }
+            tree.freeze()
+        })?;
+        let closed_upto = tree.closed_upto();
+        let (newest, freeze_us, dirty_bytes) = match frozen {
+            Some(cut) => (cut.generation.0, cut.freeze_us, cut.dirty_bytes),
+            None if self.has_uncut(&tree, closed_upto) => (closed_upto, 0, 0),
+            None => {
+                let newest = closed_upto;
+                let generation = self.checkpoints.last().map_or(newest, |row| row.generation);
+                return Ok((self.unchanged(), generation));
+            }
+        };
+        let row = CheckpointRow {
+            checkpoint: random(),
+            checkout: self.checkout,
+            generation: newest,
+            time: events::now(),
+            freeze_us,
+            dirty_bytes,
+            message: message.to_owned(),
+            wish: None,
+        };
+        let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
+        if let Err(error) = kept {
+            // The cut itself is durable in the checkout's journal; only its name is not.
+            tracing::error!(%error, "a checkpoint could not be written down");
+        }
+        let cut = Cut::new(&row, false);
+        self.checkpoints.push(row);
+        self.view
+            .send_modify(|view| view.freeze_us = Some(freeze_us));
+        Ok((cut, newest))
+    }
+
+    /// Whether a generation closed by its size holds changes that no checkpoint names.
+    fn has_uncut(&self, tree: &Tree, newest: u64) -> bool {
+        match self.checkpoints.last() {
+            Some(row) => newest > row.generation,
+            None => tree.stats().closed > 0 || self.is_ahead(tree),
+        }
+    }
+
+    /// Whether the sealed root is another than the base's.
+    pub(in crate::checkouts) fn is_ahead(&self, tree: &Tree) -> bool {
+        tree.root() != self.base.as_ref().map(OpenCommit::root)
+    }
+
+    fn unchanged(&self) -> Cut {
+        match self.checkpoints.last() {
+            Some(row) => Cut::new(row, true),
+            None => Cut {
+                id: self.base.as_ref().map(|base| base.id.to_string()),
+                freeze_us: 0,
+                dirty_bytes: 0,
+                unchanged: true,
+            },
+        }
+    }
+}
+
+pub(super) fn disk_full(error: &FreezeError) -> ApiError {
+    ApiError::new(
+        Kind::NoRoom,
+        format!("The checkpoint was not taken: {error}. Nothing is lost."),
+        "Make room on this device and ask again.",
+    )
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
+    bytes
+}
