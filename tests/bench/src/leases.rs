@@ -38,8 +38,9 @@ pub(crate) fn contend(order: &Order) -> Result<()> {
         println!("  {name:<12} {answered:>9} answered, {refused:>8} of them refused");
     }
     println!(
-        "{} grants ({} after a lapse), {} commits",
-        findings.grants, findings.lapses, findings.commits
+        "{} grants, {} of them over lapsed leases ({} were refused for staged work first); \
+         {} renewals and commits under lapsed leases; {} commits",
+        findings.grants, findings.lapses, findings.held_up, findings.late, findings.commits
     );
     println!("{:?}, {} fenced", report.disturbances, findings.fenced);
     for problem in &findings.problems {
@@ -56,7 +57,17 @@ pub(crate) fn rate(rounds: usize) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let etcd = Etcd::start(dir.path())?;
     let world = World::new()?;
-    let (_, plan) = fleet::found(&world, CLIENTS, CLIENTS, 0, 0)?;
+    let (_, plan) = fleet::found(
+        &world,
+        &Order {
+            calls: 0,
+            clients: CLIENTS,
+            images: CLIENTS,
+            lapsing: 0,
+            seed: 0,
+            calm: Duration::ZERO,
+        },
+    )?;
     // One thread drives either side, so that the server has the other core.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

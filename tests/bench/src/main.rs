@@ -59,6 +59,9 @@ struct Contention {
     /// Images that they contend for
     #[arg(long, default_value_t = 8)]
     images: u32,
+    /// The last ones of them, which nobody steals and whose leases lapse
+    #[arg(long, default_value_t = 2)]
+    lapsing: u32,
     /// Chooses what clients do and what is done to them
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -83,6 +86,7 @@ impl Contention {
             calls: self.calls,
             clients: self.clients,
             images: self.images,
+            lapsing: self.lapsing,
             seed: self.seed,
             calm: Duration::from_secs(1),
         }

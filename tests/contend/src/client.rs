@@ -3,8 +3,9 @@
 //! Whatever it knows follows from its journals, so that a new life begins where the one before was killed:
 //! with the request that was not answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use img_proto::{Answer, Call, LeaseTerms, Refusal, Reply, Request, Standing, StealExpectation};
@@ -18,6 +19,12 @@ use crate::talk::{Over, Plan, Talk, new_request};
 
 /// The number of an image that is not there.
 pub const NOWHERE: u32 = u32::MAX;
+
+/// What a client asks of an image that lapses: once in so many times that it comes to it.
+const SELDOM: usize = 400;
+/// How long the holder of such an image sleeps: around its deadline, and not much longer, so that rivals
+/// come before it or do not.
+const SLEEP_MS: std::ops::Range<u64> = 9_500..13_000;
 
 /// Exit code of a life that a newer one has taken over from.
 pub const FENCED: u8 = 3;
@@ -41,6 +48,8 @@ pub struct Client {
     talk: Talk,
     luck: Luck,
     images: BTreeMap<ImageId, View>,
+    /// Images that nobody steals, so that their leases lapse.
+    lapsing: BTreeSet<ImageId>,
     /// Roots that are in history, which need no upload.
     roots: Vec<ObjectId>,
     /// The request that an earlier life had no answer to.
@@ -82,6 +91,9 @@ impl Client {
             talk,
             luck: Luck::new(seed),
             images: images.collect(),
+            lapsing: (plan.images.saturating_sub(plan.lapsing)..plan.images)
+                .map(papers::image)
+                .collect(),
             roots: Vec::new(),
             pending: memory.pending,
             last: None,
@@ -108,8 +120,11 @@ impl Client {
         }
         while self.answered < self.calls {
             let image = self.pick();
+            let lapses = self.lapsing.contains(&image);
             match self.images[&image].token {
+                Some(_) if lapses && self.luck.chance(25) => self.sleep().await,
                 Some(token) => self.hold(image, token).await?,
+                None if lapses && self.luck.below(SELDOM) > 0 => {}
                 None => self.want(image).await?,
             }
         }
@@ -143,6 +158,13 @@ impl Client {
             .expect("below the number of images")
     }
 
+    /// Sleeps, as a laptop does whose lease runs out meanwhile.
+    async fn sleep(&mut self) {
+        let span = usize::try_from(SLEEP_MS.end - SLEEP_MS.start).unwrap_or(usize::MAX);
+        let more = u64::try_from(self.luck.below(span)).unwrap_or_default();
+        tokio::time::sleep(Duration::from_millis(SLEEP_MS.start + more)).await;
+    }
+
     /// Does something with an image that it holds.
     async fn hold(&mut self, image: ImageId, token: Token) -> Result<(), Over> {
         match self.luck.below(100) {
@@ -162,7 +184,7 @@ impl Client {
         let stale = self.images[&image].stale;
         match (self.luck.below(100), stale) {
             (0..70, _) | (_, None) => self.acquire(image).await,
-            (70..82, _) => self.steal(image).await,
+            (70..82, _) if !self.lapsing.contains(&image) => self.steal(image).await,
             (82..85, Some(token)) => self.renew(image, token).await,
             (85..88, Some(token)) => self.commit(image, token, false).await,
             (88..91, Some(token)) => self.commit(image, token, true).await,
@@ -188,7 +210,7 @@ impl Client {
         let call = Call::Acquire {
             image,
             checkout: self.device.checkout(image),
-            terms: self.terms(),
+            terms: self.terms(image),
             expect_head: head
                 .filter(|_| self.luck.chance(20))
                 .map(|(commit, _)| commit),
@@ -198,7 +220,7 @@ impl Client {
     }
 
     async fn renew(&mut self, image: ImageId, token: Token) -> Result<(), Over> {
-        let terms = self.luck.chance(50).then(|| self.terms());
+        let terms = self.luck.chance(50).then(|| self.terms(image));
         let checkout = self.device.checkout(image);
         self.call(Call::Renew {
             image,
@@ -248,7 +270,7 @@ impl Client {
         let call = Call::Steal {
             image,
             checkout: self.device.checkout(image),
-            terms: self.terms(),
+            terms: self.terms(image),
             expect,
             reason: vec![4; 40].into(),
             branch: None,
@@ -336,9 +358,9 @@ impl Client {
     }
 
     /// Leases that lapse within a run, and leases that do not.
-    fn terms(&mut self) -> LeaseTerms {
+    fn terms(&mut self, image: ImageId) -> LeaseTerms {
         LeaseTerms {
-            ttl_ms: if self.luck.chance(30) {
+            ttl_ms: if self.lapsing.contains(&image) || self.luck.chance(30) {
                 10_000
             } else {
                 3_600_000

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 use crate::check::{self, Evidence, Findings};
 use crate::client::FENCED;
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Nanos};
 use crate::luck::Luck;
 use crate::papers::{self, Device, Draft, FOUNDER};
 use crate::talk::{Over, Plan, Talk, new_request};
@@ -35,6 +35,8 @@ pub struct Order {
     pub clients: u32,
     /// Images that they contend for.
     pub images: u32,
+    /// The last ones of them: nobody steals these, and whoever holds one sleeps past its deadline.
+    pub lapsing: u32,
     /// Chooses what clients do and what is done to them.
     pub seed: u64,
     /// Mean time between two disturbances.
@@ -73,8 +75,7 @@ pub struct Report {
 /// The programs are not built, or something failed that is no finding.
 pub fn run(order: &Order) -> Result<Report> {
     let mut world = World::new()?;
-    let calls_each = order.calls.div_ceil(u64::from(order.clients));
-    let (dir, plan) = found(&world, order.clients, order.images, calls_each, order.seed)?;
+    let (dir, plan) = found(&world, order)?;
 
     let began = Instant::now();
     let mut fleet = Fleet::start(&dir, order)?;
@@ -88,6 +89,7 @@ pub fn run(order: &Order) -> Result<Report> {
     let evidence = Evidence {
         home_key,
         histories,
+        home_killed: std::mem::take(&mut fleet.home_killed),
         log: check::read_log(&world.home.dir().join("home.sqlite"))?,
         home: verdict(world.home.dir())?,
         dir,
@@ -104,13 +106,7 @@ pub fn run(order: &Order) -> Result<Report> {
 ///
 /// # Errors
 /// The home refuses something or cannot be reached.
-pub fn found(
-    world: &World,
-    clients: u32,
-    images: u32,
-    calls_each: u64,
-    seed: u64,
-) -> Result<(PathBuf, Plan)> {
+pub fn found(world: &World, order: &Order) -> Result<(PathBuf, Plan)> {
     let dir = world.path("fleet");
     let Ok(AnyInvite::Founding(invite)) = world.home.invite()?.parse() else {
         bail!("imghome invite printed no founding invite");
@@ -118,12 +114,13 @@ pub fn found(
     let plan = Plan {
         address: world.home.address().to_owned(),
         home_key_hash: invite.home_key_hash,
-        clients,
-        images,
-        calls_each,
-        seed,
+        clients: order.clients,
+        images: order.images,
+        lapsing: order.lapsing,
+        calls_each: order.calls.div_ceil(u64::from(order.clients)),
+        seed: order.seed,
     };
-    for number in FOUNDER..=clients {
+    for number in FOUNDER..=plan.clients {
         std::fs::create_dir_all(journal::folder(&dir, number))?;
     }
     std::fs::write(dir.join(Plan::FILE), serde_json::to_vec(&plan)?)?;
@@ -273,6 +270,7 @@ struct Fleet {
     luck: Luck,
     calm: Duration,
     home_stopped_until: Option<Instant>,
+    home_killed: Vec<Nanos>,
     disturbances: Disturbances,
 }
 
@@ -285,6 +283,7 @@ impl Fleet {
             luck: Luck::new(order.seed),
             calm: order.calm,
             home_stopped_until: None,
+            home_killed: Vec::new(),
             disturbances: Disturbances::default(),
         };
         for number in 1..=order.clients {
@@ -391,6 +390,7 @@ impl Fleet {
         if what < 3 {
             self.home_stopped_until = None;
             world.home.kill()?;
+            self.home_killed.push(journal::now());
             world.home.start()?;
             self.disturbances.home_killed += 1;
             return Ok(());

@@ -32,6 +32,8 @@ pub struct Plan {
     pub clients: u32,
     /// Images they contend for.
     pub images: u32,
+    /// The last ones of them, which lapse instead of being stolen.
+    pub lapsing: u32,
     /// Answered calls after which a client is done.
     pub calls_each: u64,
     /// Chooses what clients do, and what is done to them.

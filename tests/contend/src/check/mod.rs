@@ -19,6 +19,7 @@ use img_types::bytes::Reader;
 use img_types::{ImageId, LogRoot};
 use rusqlite::{Connection, OpenFlags};
 
+use crate::journal::Nanos;
 use crate::papers;
 use crate::talk::Plan;
 
@@ -34,6 +35,8 @@ pub struct Evidence {
     pub dir: PathBuf,
     /// The key of the home's receipts.
     pub home_key: [u8; 32],
+    /// When the home was killed: what was leased before does not lapse soon after.
+    pub home_killed: Vec<Nanos>,
     /// The home's log from position 1 on.
     pub log: Vec<Logged>,
     /// What the home told of each image at the end.
@@ -89,6 +92,10 @@ pub struct Findings {
     pub grants: u64,
     /// Leases that a rival took after they had lapsed.
     pub lapses: u64,
+    /// Acquires of a lapsed lease that were refused for the work that its holder had staged.
+    pub held_up: u64,
+    /// Renewals and commits by holders whose lease had lapsed without a rival.
+    pub late: u64,
     /// Commits in history.
     pub commits: u64,
     /// Lives that were told that a newer one is known.

@@ -25,6 +25,7 @@ struct Scene {
     lines: BTreeMap<u32, Vec<Line>>,
     /// When a second daemon of device 2 said Hello.
     newer: Option<Nanos>,
+    home_killed: Vec<Nanos>,
     time: Nanos,
 }
 
@@ -39,6 +40,7 @@ impl Scene {
             history: Vec::new(),
             lines: BTreeMap::new(),
             newer: None,
+            home_killed: Vec::new(),
             time: 0,
         };
         for number in 1..=3 {
@@ -187,7 +189,7 @@ impl Scene {
         self.says(number, call, result);
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn findings(&self) -> Findings {
         let dir: TempDir = tempfile::tempdir().unwrap();
         for number in FOUNDER..=3 {
             std::fs::create_dir_all(journal::folder(dir.path(), number)).unwrap();
@@ -208,16 +210,22 @@ impl Scene {
                 home_key_hash: [0; 32],
                 clients: 3,
                 images: 1,
+                lapsing: 0,
                 calls_each: 0,
                 seed: 0,
             },
             dir: dir.path().to_owned(),
             home_key: self.key.public(),
+            home_killed: self.home_killed.clone(),
             log: self.log.clone(),
             histories: [(papers::image(0), self.history.clone())].into(),
             home: serde_json::json!({ "problems": [], "commits": self.history.len() }),
         };
-        check(&evidence).unwrap().problems
+        check(&evidence).unwrap()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.findings().problems
     }
 
     #[track_caller]
@@ -272,6 +280,22 @@ fn a_grant_over_a_lease_that_cannot_have_lapsed_is_found() {
     scene.time += 60 * STEP;
     scene.acquire(3, 3);
     assert_eq!(scene.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn a_call_under_a_lapsed_lease_is_counted_unless_the_home_began_anew() {
+    let mut scene = Scene::sound();
+    scene.commit(2, 2);
+    assert_eq!(scene.findings().late, 0);
+    scene.time += 60 * STEP;
+    scene.commit(2, 2);
+    scene.renew(2, 2, Ok(Answer::Renewed { ttl_ms: 60_000 }));
+    scene.renew(2, 2, Ok(Answer::Renewed { ttl_ms: 60_000 }));
+    let findings = scene.findings();
+    assert_eq!(findings.problems, Vec::<String>::new());
+    assert_eq!(findings.late, 2);
+    scene.home_killed.push(30 * STEP);
+    assert_eq!(scene.findings().late, 0);
 }
 
 #[test]
