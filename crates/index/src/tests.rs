@@ -4,6 +4,7 @@ pub(crate) mod samples;
 
 mod absent;
 mod diffs;
+mod gaps;
 mod memory;
 mod model;
 mod proofs;

@@ -83,6 +83,20 @@ impl Memory {
         result
     }
 
+    /// Cuts a gap out; what is written is not kept.
+    pub(super) fn cut_out(
+        &mut self,
+        gap: &crate::Gap,
+        root: &Reference,
+        written: &mut Written,
+    ) -> Result<Reference, ApplyError> {
+        let content = self.keys.content(KeyEpoch(0)).unwrap().clone();
+        let mut sealer = std::mem::replace(&mut self.sealer, Sealer::new(content, KeyEpoch(0)));
+        let result = gap.cut_out_by(self.rules, self, written, &mut sealer, root);
+        self.sealer = sealer;
+        result
+    }
+
     /// Applies edits and keeps what was written; also says how many nodes that were, by level.
     pub(super) fn apply(
         &mut self,
