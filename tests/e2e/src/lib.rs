@@ -171,6 +171,14 @@ impl Home {
         Ok(())
     }
 
+    /// Whether the server has ended by itself, or does not run.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        self.process.as_mut().map_or(Ok(true), Program::has_ended)
+    }
+
     /// Ends the server at once, as a power cut would.
     ///
     /// # Errors
@@ -295,6 +303,14 @@ impl Device {
         // The socket is there before the mounts are back; an answer comes after them, whatever it is.
         self.imgctl(&["status"])?;
         Ok(())
+    }
+
+    /// Whether the daemon has ended by itself, or does not run.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        self.process.as_mut().map_or(Ok(true), Program::has_ended)
     }
 
     /// Ends the daemon at once, as a power cut would.
