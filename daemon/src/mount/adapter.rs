@@ -30,7 +30,8 @@ pub(super) struct Adapter {
     tree: Arc<Tree>,
     runtime: Handle,
     ending: watch::Sender<bool>,
-    /// Changes with a restore, for which the tree is mounted anew.
+    /// The same for all entries of a mount: inodes are never given out twice, and a new number would take open
+    /// files and working directories from programs.
     generation: Generation,
     /// The kernel lists directories without opening them.
     opens_directories: bool,
@@ -156,7 +157,7 @@ impl Filesystem for Adapter {
         _atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -172,6 +173,9 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             kill_privileges: !keeps_privileges(request),
         };
+        if size.is_some() && handle.is_some_and(|handle| self.tree.is_stale(handle.0)) {
+            return reply.error(fuser::Errno::ESTALE);
+        }
         self.answer(
             move |tree| tree.set_attributes(ino, set),
             move |outcome| match outcome {
@@ -291,7 +295,9 @@ impl Filesystem for Adapter {
         self.answer(
             move |tree| tree.open(ino, access),
             move |outcome| match outcome {
-                Ok(()) => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+                Ok(restores) => {
+                    reply.opened(FileHandle(restores), FopenFlags::FOPEN_KEEP_CACHE);
+                }
                 Err(error) => reply.error(errno(error)),
             },
         );
@@ -322,15 +328,14 @@ impl Filesystem for Adapter {
                         *made.get_or_init(|| shown)
                     }
                 };
-                tree.open(shown.inode, access)?;
-                Ok(shown)
+                Ok((shown, tree.open(shown.inode, access)?))
             },
             move |outcome| match outcome {
-                Ok(shown) => reply.created(
+                Ok((shown, restores)) => reply.created(
                     &TTL,
                     &file_attr(&shown),
                     generation,
-                    NO_HANDLE,
+                    FileHandle(restores),
                     FopenFlags::FOPEN_KEEP_CACHE,
                 ),
                 Err(error) => reply.error(errno(error)),
@@ -342,18 +347,24 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let ino = inode(ino);
+        let stale = self.tree.is_stale(handle.0);
+        if stale && access(flags, false).writes {
+            return reply.error(fuser::Errno::ESTALE);
+        }
         self.answer(
             move |tree| tree.read_data(ino, offset, u64::from(size)),
             move |outcome| match outcome {
                 Ok(bytes) => reply.data(&bytes),
+                // A restore took the file away.
+                Err(Errno::NOENT) if stale => reply.error(fuser::Errno::ESTALE),
                 Err(error) => reply.error(errno(error)),
             },
         );
@@ -363,7 +374,7 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
@@ -371,6 +382,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if self.tree.is_stale(handle.0) {
+            return reply.error(fuser::Errno::ESTALE);
+        }
         let ino = inode(ino);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // A request carries far less than 4 GiB.
@@ -407,13 +421,14 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.tree.release(inode(ino), access(flags, false));
+        let access = access(flags, false);
+        self.tree.release(inode(ino), access, handle.0);
         reply.ok();
     }
 
@@ -573,12 +588,15 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        if self.tree.is_stale(handle.0) {
+            return reply.error(fuser::Errno::ESTALE);
+        }
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let what = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => Allocation::Reserve,
@@ -656,7 +674,7 @@ fn reply_xattr(outcome: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
 /// How long the kernel may believe what it was told: imgd is the only one who changes anything, and
 /// says so when a restore does.
 const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Open files need no state of their own.
+/// Open directories need no state of their own.
 const NO_HANDLE: FileHandle = FileHandle(0);
 /// Largest write in one request; the kernel allows 256 pages.
 const MAX_WRITE: u32 = 1024 * 1024;

@@ -75,6 +75,14 @@ impl Log {
             top_bytes: 0,
         }
     }
+
+    /// Writes down that the tree stands on another root, with nothing above it.
+    pub(super) fn restored(&mut self, head: &Head) -> Result<(), JournalError> {
+        self.journal.drop_sealed(head)?;
+        self.backlog.clear();
+        self.top_bytes = 0;
+        Ok(())
+    }
 }
 
 impl Tree {
@@ -272,7 +280,7 @@ fn cut(state: &mut State, arena: Arena) -> Cut {
     }
 }
 
-fn disk(error: &io::Error) -> Errno {
+pub(super) fn disk(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 

@@ -24,11 +24,12 @@ pub struct Access {
 }
 
 impl Tree {
-    /// Counts one more open file of an inode.
+    /// Counts one more open file of an inode; returns how often the tree had been restored then, which tells
+    /// handles of before a restore from later ones.
     ///
     /// # Errors
     /// Something is absent, or the inode is no file.
-    pub fn open(&self, inode: Inode, access: Access) -> Result<(), Failure> {
+    pub fn open(&self, inode: Inode, access: Access) -> Result<u64, Failure> {
         let mut state = self.lock();
         let view = View {
             state: &state,
@@ -40,17 +41,21 @@ impl Tree {
             && view
                 .value(&Key::xattr(inode, super::xattrs::CAPABILITY))?
                 .is_some();
+        let restores = state.restores;
         let open = match state.open.entry(inode) {
             btree_map::Entry::Occupied(open) => open.into_mut(),
             btree_map::Entry::Vacant(vacant) => vacant.insert(Open {
                 handles: 0,
+                writers: 0,
                 maps: 0,
+                since: restores,
                 unlinked: false,
                 capability: false,
                 attributes,
             }),
         };
         open.handles += 1;
+        open.writers += u32::from(access.writes);
         open.maps += u32::from(access.maps);
         open.capability |= capability;
         drop(state);
@@ -64,18 +69,26 @@ impl Tree {
                 },
             )?;
         }
-        Ok(())
+        Ok(restores)
     }
 
-    /// Counts one open file less; the last one of an inode without a name takes it along.
-    pub fn release(&self, inode: Inode, access: Access) {
+    /// Counts one open file less, of a handle that [`Self::open`] gave that number; the last one of an inode
+    /// without a name takes it along.
+    pub fn release(&self, inode: Inode, access: Access, restores: u64) {
         let mut state = self.lock();
+        let is_stale = restores < state.restores;
         let btree_map::Entry::Occupied(mut open) = state.open.entry(inode) else {
             return;
         };
         let handle = open.get_mut();
+        if restores < handle.since {
+            return;
+        }
         handle.handles = handle.handles.saturating_sub(1);
-        handle.maps = handle.maps.saturating_sub(u32::from(access.maps));
+        if !is_stale {
+            handle.writers = handle.writers.saturating_sub(u32::from(access.writes));
+            handle.maps = handle.maps.saturating_sub(u32::from(access.maps));
+        }
         if handle.handles == 0 && open.remove().unlinked {
             state.drop_unlinked(inode);
         }

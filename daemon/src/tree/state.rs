@@ -21,8 +21,12 @@ use crate::journal::Head;
 pub(super) struct Open {
     /// Open files; the inode's data stays as long as there is one.
     pub(super) handles: u32,
-    /// Those that may carry a shared map that writes.
+    /// Those that write, without the ones of before the last restore.
+    pub(super) writers: u32,
+    /// Those of them that may carry a shared map.
     pub(super) maps: u32,
+    /// Restores before which no handle counts here: the inode was not there then, or is another.
+    pub(super) since: u64,
     /// No name leads here any more: dropped at the last close.
     pub(super) unlinked: bool,
     /// A file capability that a write must remove.

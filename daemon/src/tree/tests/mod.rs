@@ -3,6 +3,7 @@
 mod memory;
 mod model;
 mod property;
+mod restore;
 mod single;
 mod space;
 mod waiting;

@@ -213,7 +213,9 @@ impl Both {
                 let open: Vec<_> = self.model.open.keys().copied().collect();
                 if !open.is_empty() {
                     let number = open[file.index(open.len())];
-                    self.place.tree().release(Inode(number), Access::default());
+                    self.place
+                        .tree()
+                        .release(Inode(number), Access::default(), 0);
                     self.model.release(number);
                 }
             }
