@@ -33,9 +33,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::error::{ApiError, Kind};
 use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
-use crate::images::{CommitSpec, Images};
+use crate::images::{CommitSpec, Images, Local, LocalCheckpoint};
 use crate::keeper::{Clock, Keeper};
-use crate::state::{CheckpointRow, ClosedCheckout, State};
+use crate::state::{ClosedCheckout, State};
 use crate::stream::Uploader;
 use crate::tree::Tree;
 
@@ -240,16 +240,35 @@ impl Checkouts {
             .collect()
     }
 
-    /// The checkpoints of an image that exist only here.
-    pub fn checkpoints_of(&self, image: ImageId) -> Vec<CheckpointRow> {
+    /// What is known here of an image beside its history at home.
+    pub async fn local_of(&self, image: ImageId) -> Local {
         let of_image = self.shared.of_image(image);
-        let leased = of_image
-            .iter()
-            .filter(|checkout| !checkout.is_read_only())
-            .max_by_key(|checkout| checkout.has_token());
-        leased.map_or_else(Vec::new, |checkout| {
-            checkout.view.borrow().checkpoints.clone()
-        })
+        let checkpoints = of_image.iter().flat_map(|checkout| {
+            let view = checkout.view.borrow();
+            let (base, dir) = (view.base, checkout.dir.clone());
+            let rows = view.checkpoints.clone().into_iter();
+            rows.map(move |row| LocalCheckpoint {
+                row,
+                base,
+                dir: dir.clone(),
+            })
+        });
+        let checkpoints = checkpoints.collect();
+        let ids: Vec<_> = of_image.iter().map(|checkout| checkout.id).collect();
+        let signed = self.shared.state.with(move |db| {
+            let signed = ids.into_iter().map(|id| db.pending_commit(id));
+            signed
+                .filter_map(Result::transpose)
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let signed = signed.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "commits under way cannot be read");
+            Vec::new()
+        });
+        Local {
+            checkpoints,
+            signed: signed.into_iter().map(|pending| pending.record).collect(),
+        }
     }
 
     /// Whether a grant to a checkout is awaited or in use.

@@ -8,6 +8,7 @@ mod branch;
 mod create;
 mod export;
 mod history;
+mod log;
 pub(crate) mod paths;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use audit::REASON_PURPOSE;
 pub use create::CreateRequest;
 pub use export::ExportRequest;
 pub use history::CommitSpec;
+pub use log::{Local, LocalCheckpoint};
 
 /// The images of one home.
 #[derive(Debug, Clone)]

@@ -92,10 +92,10 @@ fn render(commits: &Value) -> Result<String, serde_json::Error> {
         drawn.push(lines);
     }
     let rows = commits.into_iter().map(|commit| {
-        let note = if commit.home {
-            commit.kind
-        } else {
-            format!("{}, only here", commit.kind)
+        let note = match (commit.home, commit.seq) {
+            (false, _) => format!("{}, only here", commit.kind),
+            (true, None) => format!("{}, staged", commit.kind),
+            (true, Some(_)) => commit.kind,
         };
         [
             commit.seq.map_or("-".to_owned(), |seq| seq.to_string()),
@@ -156,18 +156,21 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_that_are_only_here_are_marked() {
+    fn what_is_not_in_the_history_yet_is_marked() {
         let log = json!([
             {"commit": "cc".repeat(32), "seq": null, "device": "laptop", "time": "2026-11-21T12:00:00Z",
              "message": "", "kind": "checkpoint", "home": false},
+            {"commit": "dd".repeat(32), "seq": null, "device": "desktop", "time": "2026-11-21T11:30:00Z",
+             "message": "", "kind": "checkpoint", "home": true},
             {"commit": "ab".repeat(32), "seq": 0, "device": "laptop", "time": "2026-11-21T11:00:00Z",
              "message": "first", "kind": "import", "home": true},
         ]);
         let text = render(&log).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].contains("cccccccccc") && lines[1].contains("checkpoint, only here"));
-        assert!(lines[2].starts_with("0") && lines[2].ends_with("first"));
-        assert_eq!(lines.len(), 3);
+        assert!(lines[2].contains("dddddddddd") && lines[2].contains("checkpoint, staged"));
+        assert!(lines[3].starts_with("0") && lines[3].ends_with("first"));
+        assert_eq!(lines.len(), 4);
         let mut offline = log;
         offline[1]["stale"] = json!(true);
         assert!(render(&offline).unwrap().contains("known of it here"));

@@ -146,11 +146,11 @@ pub(super) async fn log(
     }
     if stale {
         let bases = member.checkouts.bases_of(image.row.image).await;
-        history = member.images.history_seen(&image, &bases);
+        history = member.images.history_seen(&image, bases).await?;
         history.truncate(limit);
     }
-    let local = member.checkouts.checkpoints_of(image.row.image);
-    let mut rows = member.images.log_json(&history, &local, stale);
+    let local = member.checkouts.local_of(image.row.image).await;
+    let mut rows = member.images.log(&image, &history, &local, stale).await;
     if !stale {
         member
             .images

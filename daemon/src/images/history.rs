@@ -1,17 +1,14 @@
 //! The history of an image, and what a person writes for one of its commits.
 
 use img_proto::{Answer, Call};
-use img_records::{CommitKind, SignedReceipt};
+use img_records::SignedReceipt;
 use img_types::limits::RECORDS_PER_REPLY_MAX;
-use img_types::{CommitId, ImageId, LogPosition, Seq};
-use serde_json::{Value, json};
+use img_types::{CommitId, LogPosition, Seq};
 
 use super::{Image, Images, unverified};
 use crate::commits::{OpenCommit, RecordError};
 use crate::error::ApiError;
-use crate::events::time;
 use crate::home::CallError;
-use crate::state::CheckpointRow;
 
 /// How a person names a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,18 +67,27 @@ impl Images {
         Ok(history)
     }
 
-    /// The commits of an image that are known without the home, newest first: the head that was seen last, and
-    /// the signed `bases` of checkouts.
-    pub fn history_seen(&self, image: &Image, bases: &[Vec<u8>]) -> Vec<OpenCommit> {
-        let bases = bases.iter().filter_map(|base| {
-            // It was verified when the checkout came to stand on it.
-            self.trusted(|trust| trust.reopen_commit(image.row.image, base))
-                .ok()
-        });
-        let mut seen: Vec<_> = image.head.clone().into_iter().chain(bases).collect();
+    /// The commits of an image that are known without the home, newest first: the head that was seen last, the
+    /// signed `bases` of checkouts, and what the home has signed for as far as that is kept here.
+    ///
+    /// # Errors
+    /// The state folder cannot be read.
+    pub async fn history_seen(
+        &self,
+        image: &Image,
+        bases: Vec<Vec<u8>>,
+    ) -> Result<Vec<OpenCommit>, ApiError> {
+        let id = image.row.image;
+        let kept = self.state.with(move |db| db.acknowledged(id)).await;
+        let kept = kept.map_err(ApiError::failed)?.into_iter();
+        let known = bases.into_iter().chain(kept.map(|kept| kept.record));
+        // Each was verified when it was written down.
+        let known =
+            known.filter_map(|record| self.trusted(|trust| trust.reopen_commit(id, &record)).ok());
+        let mut seen: Vec<_> = image.head.clone().into_iter().chain(known).collect();
         seen.sort_by_key(|commit| (std::cmp::Reverse(commit.record().seq), commit.id));
         seen.dedup_by_key(|commit| commit.id);
-        seen
+        Ok(seen)
     }
 
     /// Finds a commit of an image.
@@ -118,96 +124,6 @@ impl Images {
                 Ok(first)
             }
         }
-    }
-
-    /// The history as `log` shows it, with the checkpoints that exist only here in front. `stale` says that the
-    /// home was not asked, so that only a part of it is known.
-    pub fn log_json(
-        &self,
-        history: &[OpenCommit],
-        checkpoints: &[CheckpointRow],
-        stale: bool,
-    ) -> Vec<Value> {
-        let local = checkpoints.iter().rev().map(|checkpoint| {
-            let device = self.home.device();
-            json!({
-                "commit": data_encoding::HEXLOWER.encode(&checkpoint.checkpoint),
-                "seq": null,
-                "parent": null,
-                "device": self.device_name(&device),
-                "device_id": device,
-                "time": time(checkpoint.time),
-                "message": checkpoint.message,
-                "kind": "checkpoint",
-                "home": false,
-                "stale": stale,
-                "dirty_bytes": checkpoint.dirty_bytes,
-            })
-        });
-        let home = history.iter().map(|commit| {
-            let record = commit.record();
-            json!({
-                "commit": commit.id,
-                "seq": record.seq,
-                "parent": record.parent.map(|parent| parent.commit),
-                "parent_image": record.parent.filter(|parent| parent.image != record.image).map(|parent| {
-                    json!({ "image": parent.image, "name": self.name_seen(parent.image) })
-                }),
-                "device": self.device_name(&record.device),
-                "device_id": record.device,
-                "time": time(record.clock),
-                "message": commit.private.message,
-                "kind": kind(commit.private.kind),
-                "home": true,
-                "stale": stale,
-                "logical_bytes": commit.private.logical_bytes,
-                "files": commit.private.files,
-                "sealed_bytes": commit.private.sealed_bytes,
-            })
-        });
-        local.chain(home).collect()
-    }
-
-    /// Says of each commit in `rows` which of the other images left it as branches. Where a first commit cannot
-    /// be had now its branch is not drawn.
-    pub async fn draw_branches(&self, image: &Image, others: &[Image], rows: &mut [Value]) {
-        let mut left: Vec<(String, Value)> = Vec::new();
-        for other in others
-            .iter()
-            .filter(|other| other.row.image != image.row.image)
-        {
-            let first = self.first_parent(other).await;
-            if let Some(parent) = first.filter(|parent| parent.image == image.row.image) {
-                let branch = json!({ "name": other.name().as_str(), "image": other.row.image });
-                left.push((parent.commit.to_string(), branch));
-            }
-        }
-        for row in rows {
-            let commit = row["commit"].as_str().unwrap_or_default().to_owned();
-            let branches = left.iter().filter(|(at, _)| *at == commit);
-            row["branches"] = branches.map(|(_, branch)| branch.clone()).collect();
-        }
-    }
-
-    /// What an image's first commit comes from. It is asked for once: with its receipt it is kept.
-    async fn first_parent(&self, image: &Image) -> Option<img_records::Parent> {
-        let id = image.row.image;
-        let kept = self.state.with(move |db| db.acknowledged(id)).await.ok()?;
-        let first = kept.first().filter(|first| first.seq == Seq(0));
-        match first {
-            Some(first) => {
-                let signed = img_records::SignedCommit::decode(&first.record).ok()?;
-                signed.record.parent
-            }
-            None => self.first_commit(image).await.ok()?.record().parent,
-        }
-    }
-
-    /// The name under which an image was last seen; nothing if it is not known here any more.
-    fn name_seen(&self, image: ImageId) -> Option<String> {
-        let row = tokio::task::block_in_place(|| self.state.now(|db| db.image(image))).ok()??;
-        let descriptor = self.trusted(|trust| trust.open_descriptor(image, &row.descriptor));
-        Some(descriptor.ok()?.name.to_string())
     }
 
     /// The commits below those that are known, and whether the home has older ones.
@@ -272,15 +188,6 @@ impl Images {
                 .map_err(|_| RecordError::Signature)?;
         }
         Ok(receipt.record.position)
-    }
-}
-
-fn kind(kind: CommitKind) -> &'static str {
-    match kind {
-        CommitKind::Commit => "commit",
-        CommitKind::Checkpoint => "checkpoint",
-        CommitKind::Branch => "branch",
-        CommitKind::Import => "import",
     }
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod crash;
 mod enrolment;
 mod full_disk;
+mod history;
 mod leases;
 mod offline;
 mod programs;

@@ -309,7 +309,7 @@ fn work_goes_on_and_is_committed_while_the_home_was_away() -> Result<()> {
     ensure!(a.json(&["ls"])?["stale"] == true);
     ensure!(asked.elapsed() < std::time::Duration::from_secs(15));
     let log = a.json(&["log", "vm"])?;
-    ensure!(log["seq"] == 1 && log["stale"] == true, "{log}");
+    ensure!(log[0]["seq"] == 1 && log[0]["stale"] == true, "{log}");
     fs::write(mount.join("away"), "2")?;
     let asked = std::time::Instant::now();
     let waits = a.fails(6, &["commit", "vm", "-m", "while away"])?;
