@@ -11,7 +11,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::shell;
 
 /// Each crate of the workspace and the crates of the workspace that it may import.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("img-types", &[]),
     ("img-proto", &["img-types"]),
     ("img-lease", &["img-types"]),
@@ -57,6 +57,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
         "contend",
         &["e2e", "img-types", "img-proto", "img-records", "img-net"],
     ),
+    ("crash", &["e2e"]),
     ("model", &["img-types", "img-lease", "img-testkit"]),
     ("sim", &["img-types", "img-lease", "img-testkit"]),
     ("xtask", &[]),

@@ -5,6 +5,7 @@
 mod arrows;
 mod bench;
 mod checks;
+mod crash;
 mod demo;
 mod model;
 mod needs;
@@ -50,6 +51,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Crash the programs at every step of their disks: --points N|all, --scenario S; --help for more
+    #[command(disable_help_flag = true)]
+    Crash {
+        /// What the campaign takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run everything that must pass before a push: `check`, all tests and the doc tests
     Test,
     /// Check the format, the lints and the crate arrows
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         Task::Bench { args } => bench::run(&args),
         Task::Model { words } => model::run(&words),
         Task::Sim { args } => sim::run(&args),
+        Task::Crash { args } => crash::run(&args),
         Task::Test => checks::test(),
         Task::Check => checks::check(),
         Task::Arrows => arrows::check(),

@@ -1,0 +1,1 @@
+//! Plays in which the home is the victim.
