@@ -375,6 +375,7 @@ impl Shared {
             dir: checkout.dir.display().to_string(),
             state,
             rival: None,
+            reason: None,
         });
     }
 }

@@ -9,7 +9,7 @@ use img_records::{
     SignedDescriptor, commit_id,
 };
 use img_seal::{BlockKey, KeyRing, Reference, open_field, seal_field};
-use img_types::{CommitId, HomeId, ImageId, ImageName, LogPosition};
+use img_types::{CommitId, HomeId, ImageId, ImageName, KeyEpoch, LogPosition};
 
 use crate::identity::Identity;
 
@@ -266,6 +266,20 @@ impl Trust<'_> {
     }
 }
 
+/// What a thief said; sealed under the newest keys of its time. It is a stranger's text on this terminal: what
+/// steers one is taken out. Empty where nothing was said, or it does not open.
+pub fn open_reason(trust: &Trust<'_>, image: ImageId, sealed: &[u8]) -> String {
+    let epochs = (0..=trust.keys.newest().0).rev();
+    let mut keys = epochs.filter_map(|epoch| trust.keys.record(KeyEpoch(epoch), &image));
+    let opened =
+        keys.find_map(|key| open_field(&key, REASON_PURPOSE, image.as_bytes(), sealed).ok());
+    let text = opened.map(|text| String::from_utf8_lossy(&text).into_owned());
+    text.unwrap_or_default()
+        .replace(|c: char| c.is_control(), " ")
+}
+
+/// What a steal's sealed reason is for.
+pub const REASON_PURPOSE: &str = "steal reason";
 /// Purpose of a commit's sealed part.
 const COMMIT_PURPOSE: &str = "commit";
 /// Purpose of a descriptor's sealed part.

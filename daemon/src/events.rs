@@ -31,6 +31,8 @@ pub enum Event {
         state: &'static str,
         /// The device that has taken the image over, where one has.
         rival: Option<String>,
+        /// What was said about it, once that is known.
+        reason: Option<String>,
     },
     /// Work on a checkout went on.
     Progress {

@@ -26,7 +26,6 @@ use crate::events::{time, time_after};
 use crate::home::{CallError, Home};
 use crate::state::{Database, State};
 
-pub use audit::REASON_PURPOSE;
 pub use create::CreateRequest;
 pub use export::ExportRequest;
 pub use history::CommitSpec;

@@ -9,6 +9,7 @@ mod clock;
 mod retake;
 #[cfg(test)]
 mod tests;
+mod theft;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,7 @@ pub struct Label {
 pub struct Keeper {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<BTreeMap<CheckoutId, Holder>>,
+    reasons: watch::Receiver<BTreeMap<CheckoutId, String>>,
 }
 
 /// A holder as the state folder keeps it.
@@ -107,14 +109,19 @@ impl Keeper {
             clock: Clock::new(),
             kept: BTreeMap::new(),
             view: watch::Sender::default(),
+            reasons: watch::Sender::default(),
             calls: JoinSet::new(),
         };
         for (label, holder) in kept {
             task.keep(label, holder);
         }
-        let view = task.view.subscribe();
+        let (view, reasons) = (task.view.subscribe(), task.reasons.subscribe());
         tokio::spawn(task.run(inbox));
-        Self { commands, view }
+        Self {
+            commands,
+            view,
+            reasons,
+        }
     }
 
     /// Takes over a checkout whose holder is durable already.
@@ -169,6 +176,11 @@ impl Keeper {
         self.view.borrow().get(&checkout).cloned()
     }
 
+    /// What whoever took a checkout's image over said about it, once it is known.
+    pub fn reason(&self, checkout: CheckoutId) -> Option<String> {
+        self.reasons.borrow().get(&checkout).cloned()
+    }
+
     /// All leases, now and whenever one changes.
     pub fn watch(&self) -> watch::Receiver<BTreeMap<CheckoutId, Holder>> {
         self.view.clone()
@@ -214,6 +226,7 @@ enum Called {
     Renewed(CheckoutId, ImageId, Renewal, Result<Answer, CallError>),
     Pinned(CheckoutId, Result<(), CallError>),
     Retaken(Retake, Result<Mutated, CallError>),
+    Explained(CheckoutId, Result<Option<String>, CallError>),
 }
 
 /// A checkout with what the task remembers about it.
@@ -226,6 +239,8 @@ struct Kept {
     rests_until: Option<Instant>,
     /// Whether its lease has been renewed over the present connection, or need not be.
     greeted: bool,
+    /// Whether the home has been asked why somebody took the image over.
+    explained: bool,
     /// Other terms that somebody waits for.
     wanted: Option<(Terms, oneshot::Sender<Result<(), KeeperError>>)>,
 }
@@ -245,6 +260,7 @@ struct Task {
     clock: Clock,
     kept: BTreeMap<CheckoutId, Kept>,
     view: watch::Sender<BTreeMap<CheckoutId, Holder>>,
+    reasons: watch::Sender<BTreeMap<CheckoutId, String>>,
     calls: JoinSet<Called>,
 }
 
@@ -289,6 +305,7 @@ impl Task {
             calling: false,
             rests_until: None,
             greeted: false,
+            explained: false,
             wanted: None,
         };
         self.kept.insert(checkout, kept);
@@ -331,6 +348,7 @@ impl Task {
             },
             Command::Forget { checkout, done } => {
                 self.kept.remove(&checkout);
+                self.forget_reason(checkout);
                 self.show();
                 let _ = done.send(());
             }
@@ -348,6 +366,7 @@ impl Task {
         }
         kept.holder = holder;
         if changed {
+            self.forget_reason(checkout);
             self.tell(checkout, before);
             self.show();
         }
@@ -383,6 +402,11 @@ impl Task {
                 self.calls.spawn(async move {
                     Called::Pinned(checkout, pin(&home, commit, checkout).await)
                 });
+            } else if kept.is_unexplained() {
+                kept.calling = true;
+                let image = kept.holder.image();
+                self.calls
+                    .spawn(async move { theft::ask(&home, image, checkout).await });
             } else if let Some(retake) = kept.retake(&home, now) {
                 kept.calling = true;
                 self.calls.spawn(retake.ask(home, kept.holder.clone()));
@@ -425,6 +449,10 @@ impl Task {
             Called::Retaken(retake, outcome) => {
                 let outcome = self.retaken(retake, outcome).await;
                 (retake.checkout(), outcome.map(|()| None))
+            }
+            Called::Explained(checkout, outcome) => {
+                let outcome = outcome.map(|reason| self.explained(checkout, reason));
+                (checkout, outcome.map(|()| None).map_err(Trouble::from))
             }
             Called::Pinned(checkout, outcome) => {
                 let again = Instant::now() + PIN_INTERVAL;
@@ -556,6 +584,7 @@ impl Task {
                 dir: kept.label.dir.clone(),
                 state: word(kind),
                 rival: rival(&self.home, &kept.holder),
+                reason: self.reasons.borrow().get(&checkout).cloned(),
             });
         }
     }

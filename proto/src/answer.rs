@@ -161,6 +161,22 @@ pub enum Answer {
         /// Whether there are older ones.
         more: bool,
     },
+    /// Who took an image from a checkout.
+    StolenBy {
+        /// The newest steal; nothing if there was none.
+        steal: Option<StealRow>,
+    },
+}
+
+/// A steal, for the loser.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StealRow {
+    /// The thief.
+    pub device: DeviceId,
+    /// The home's wall clock; information only.
+    pub time: WallMillis,
+    /// The sealed reason; empty once the home has forgotten it.
+    pub reason: Bytes,
 }
 
 /// A call that was refused, or that took something by force. It proves nothing: it is in no chain.

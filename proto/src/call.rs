@@ -321,6 +321,13 @@ pub enum Call {
         /// The signed receipt.
         receipt: Bytes,
     },
+    /// Asks who took an image from a checkout by force, and why.
+    StolenBy {
+        /// Which image.
+        image: ImageId,
+        /// The checkout that had its lease.
+        checkout: CheckoutId,
+    },
 }
 
 /// What an admin asks of the home.

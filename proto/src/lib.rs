@@ -9,7 +9,7 @@ pub mod call;
 pub mod frame;
 pub mod refusal;
 
-pub use answer::{Answer, AuditRow, ImageRow, LeaseRow, PendingJoin, Reply, StagedRow};
+pub use answer::{Answer, AuditRow, ImageRow, LeaseRow, PendingJoin, Reply, StagedRow, StealRow};
 pub use call::{Call, LeaseTerms, Request, StealExpectation};
 pub use refusal::Refusal;
 

@@ -18,11 +18,10 @@ use tokio::sync::mpsc;
 
 use super::{Checkout, Checkouts, OpenRequest, Shared};
 use crate::branch::{BranchDraft, NewBranch, free_name};
-use crate::commits::RecordError;
+use crate::commits::{REASON_PURPOSE, RecordError};
 use crate::error::{ApiError, Kind};
 use crate::events::{Reporter, time, time_after};
 use crate::home::{CallError, Home};
-use crate::images::REASON_PURPOSE;
 use crate::images::{Image, Images};
 
 /// A steal that a person wants.

@@ -3,19 +3,16 @@
 use img_proto::call::AdminCommand;
 use img_proto::{Answer, AuditRow, Call};
 use img_records::{LogEntry, LogKind};
-use img_seal::open_field;
 use img_types::bytes::Reader;
 use img_types::limits::RECORDS_PER_REPLY_MAX;
-use img_types::{DeviceId, ImageId, KeyEpoch};
+use img_types::{DeviceId, ImageId};
 use serde_json::{Value, json};
 
 use super::{Image, Images};
+use crate::commits::open_reason;
 use crate::error::ApiError;
 use crate::events::time;
 use crate::home::CallError;
-
-/// What a steal's sealed reason is for.
-pub const REASON_PURPOSE: &str = "steal reason";
 
 impl Images {
     /// What happened to an image's lease and head, newest first, as `log --audit` shows it.
@@ -35,7 +32,8 @@ impl Images {
                 LogKind::Steal => take_nearest(&mut noted, &entry),
                 _ => None,
             };
-            let reason = reason.map(|row| self.reason(image.row.image, &row));
+            let reason = reason
+                .map(|row| self.trusted(|trust| open_reason(trust, image.row.image, &row.reason)));
             let row = json!({
                 "kind": word(entry.kind),
                 "time": time(entry.time),
@@ -113,19 +111,6 @@ impl Images {
             before = oldest;
         }
         Ok(noted)
-    }
-
-    /// What a thief said; sealed under the newest keys of its time.
-    fn reason(&self, image: ImageId, row: &AuditRow) -> String {
-        let opened = self.trusted(|trust| {
-            let epochs = (0..=trust.keys.newest().0).rev();
-            let mut keys = epochs.filter_map(|epoch| trust.keys.record(KeyEpoch(epoch), &image));
-            keys.find_map(|key| {
-                open_field(&key, REASON_PURPOSE, image.as_bytes(), &row.reason).ok()
-            })
-        });
-        let text = opened.map(|text| String::from_utf8_lossy(&text).into_owned());
-        text.unwrap_or_default()
     }
 
     fn device_or_home(&self, device: &DeviceId) -> String {

@@ -1,8 +1,9 @@
 use img_lease::holder::{Kind, Moment, State as Standing};
+use img_proto::StealRow;
 use img_types::{BootMillis, LeaseMode};
 
 use super::*;
-use crate::stream::fake::{CHECKOUT, Device, FakeHome};
+use crate::stream::fake::{CHECKOUT, Device, FakeHome, IMAGE};
 
 async fn until(keeper: &Keeper, wanted: impl Fn(&Holder) -> bool) -> Holder {
     let mut view = keeper.watch();
@@ -51,6 +52,43 @@ async fn a_lease_that_was_taken_over_shows_at_the_next_renewal() {
             return;
         }
     }
+}
+
+#[tokio::test]
+async fn whoever_lost_an_image_hears_why() {
+    let fake = FakeHome::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::enrol(dir.path(), &fake, LeaseMode::Offline).await;
+    let mut events = device.events.subscribe();
+    let thief = fake.lock().steal();
+    let sealed = device.home.trusted(|trust| {
+        let key = trust.keys.record(trust.keys.newest(), &IMAGE).unwrap();
+        let text = "the talk\x1b[2J is today".as_bytes();
+        img_seal::seal_field(&key, crate::commits::REASON_PURPOSE, IMAGE.as_bytes(), text)
+    });
+    fake.lock().steal = Some(StealRow {
+        device: thief,
+        time: img_types::WallMillis(1),
+        reason: sealed.into(),
+    });
+    fake.lock().hang_up();
+    loop {
+        if let events::Event::Checkout {
+            reason: Some(reason),
+            rival,
+            ..
+        } = events.recv().await.unwrap()
+        {
+            assert_eq!(reason, "the talk [2J is today");
+            assert!(rival.is_some());
+            break;
+        }
+    }
+    let mut reasons = device.keeper.reasons.clone();
+    let reasons = reasons.wait_for(|reasons| reasons.contains_key(&CHECKOUT));
+    drop(reasons.await.unwrap());
+    device.keeper.apply(CHECKOUT, Event::Closed).await.unwrap();
+    assert_eq!(device.keeper.reason(CHECKOUT), None);
 }
 
 #[tokio::test]

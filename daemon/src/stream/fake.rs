@@ -10,7 +10,7 @@ use img_lease::holder::{Granted, Holder};
 use img_lease::{Caller, Head, ImageState, Proposal, Refused, Terms};
 use img_net::{Peer, RequestStream, Server, TlsIdentity, key_hash};
 use img_proto::frame::REQUEST_LEN_MAX;
-use img_proto::{Answer, Call, LeaseTerms, Refusal, Reply, Request, Standing};
+use img_proto::{Answer, Call, LeaseTerms, Refusal, Reply, Request, Standing, StealRow};
 use img_records::{Receipt, Signed, SignedCommit, SigningSecret, commit_id};
 use img_store::Cache;
 use img_types::object::Parsed;
@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) witness: Option<Witness>,
     /// Says once that the upload session has ended.
     pub(crate) end_session: bool,
+    /// Who took the image over, and why.
+    pub(crate) steal: Option<StealRow>,
     /// Says that it has these, although it has not.
     pub(crate) pretends: BTreeSet<ObjectId>,
     peers: Vec<Peer>,
@@ -92,6 +94,7 @@ impl FakeHome {
             fence_after: None,
             witness: None,
             end_session: false,
+            steal: None,
             pretends: BTreeSet::new(),
             peers: Vec::new(),
             position: 1,
@@ -274,6 +277,9 @@ impl Inner {
                     })
                     .map_err(refusal)
             }
+            Call::StolenBy { .. } => Ok(Answer::StolenBy {
+                steal: self.steal.clone(),
+            }),
             Call::Pin { .. } => {
                 self.calls.push("pin");
                 Ok(Answer::Done)

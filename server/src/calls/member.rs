@@ -32,6 +32,7 @@ pub(super) async fn answer(
             before,
             limit,
         } => read::log(home, image, before, limit).await,
+        Call::StolenBy { image, checkout } => read::stolen_by(home, image, checkout).await,
         Call::Prove { commit, seed } => read::prove(home, commit, &seed).await,
         Call::OpenUpload { checkout } => {
             let fresh = UploadId::from_bytes(

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use img_proto::frame::REPLY_LEN_MAX;
-use img_proto::{Answer, ImageRow, Refusal};
+use img_proto::{Answer, ImageRow, Refusal, StealRow};
 use img_types::limits::{IDS_PER_REQUEST_MAX, RECORDS_PER_REPLY_MAX};
-use img_types::{CommitId, DeviceId, ImageId, LogPosition, ObjectId, Seq, UploadId};
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LogPosition, ObjectId, Seq, UploadId};
 
 use crate::db::images::Image;
 use crate::db::{Columns as _, Stop, audit, history, images, objects, uploads};
@@ -201,6 +201,27 @@ pub(super) async fn history(
     let more = entries.len() > wanted;
     entries.truncate(wanted);
     Ok(Answer::History { entries, more })
+}
+
+/// Who took an image from a checkout by force, with the reason that the audit keeps.
+pub(super) async fn stolen_by(
+    home: &Arc<Home>,
+    image: ImageId,
+    checkout: CheckoutId,
+) -> Result<Answer, Stop> {
+    let mut connection = home.db.reads().acquire().await?;
+    let entry = history::steal_from(&mut connection, image, checkout).await?;
+    let Some(entry) = entry else {
+        return Ok(Answer::StolenBy { steal: None });
+    };
+    let reason = audit::reason(&mut connection, image, entry.device, entry.time).await?;
+    Ok(Answer::StolenBy {
+        steal: Some(StealRow {
+            device: entry.device,
+            time: entry.time,
+            reason: reason.unwrap_or_default(),
+        }),
+    })
 }
 
 /// What a home holds.

@@ -13,6 +13,9 @@ const DEVICES_KEPT: u32 = 10_000;
 /// Entries of strangers that are kept, apart from the others so that they cannot push them out.
 const STRANGERS_KEPT: u32 = 1_000;
 
+/// How far apart the clock may be read for two rows of one transaction.
+const SAME_TIME_MS: i64 = 1_000;
+
 /// One entry to be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Noted {
@@ -57,6 +60,26 @@ pub(crate) async fn insert(tx: &mut Tx, entries: &[Noted]) -> Result<(), Stop> {
             .await?;
     }
     Ok(())
+}
+
+/// The reason of a device's steal, which was noted in the transaction that logged it.
+pub(crate) async fn reason(
+    connection: &mut SqliteConnection,
+    image: ImageId,
+    thief: DeviceId,
+    at: WallMillis,
+) -> sqlx::Result<Option<Bytes>> {
+    let row = sqlx::query(
+        "SELECT reason FROM audit WHERE call = 'Steal' AND refusal IS NULL AND image = $1 \
+         AND device = $2 AND ABS(time_ms - $3) <= $4 ORDER BY ABS(time_ms - $3) LIMIT 1",
+    )
+    .bind(&image.as_bytes()[..])
+    .bind(&thief.as_bytes()[..])
+    .bind(at.0)
+    .bind(SAME_TIME_MS)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok(row.bytes(0)?.into())).transpose()
 }
 
 /// Entries below a number, newest first.

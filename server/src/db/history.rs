@@ -14,6 +14,9 @@ use super::{Columns as _, NO_DEVICE, Stop, Tx, big};
 use crate::clock::RunningMillis;
 use crate::proposal::Proposed;
 
+/// Entries of the log that are read at a time while one is looked for.
+const ENTRIES_PER_READ: u32 = 256;
+
 /// A commit as it was acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommitRow {
@@ -169,6 +172,30 @@ pub(crate) async fn entries_of(
         .iter()
         .map(|row| Ok((LogPosition(row.number(0)?), row.bytes(1)?.into())));
     entries.collect()
+}
+
+/// The newest entry of a steal that ended a checkout's lease of an image.
+pub(crate) async fn steal_from(
+    connection: &mut SqliteConnection,
+    image: ImageId,
+    checkout: CheckoutId,
+) -> Result<Option<LogEntry>, Stop> {
+    let mut before = None;
+    loop {
+        let page = entries_of(connection, image, before, ENTRIES_PER_READ).await?;
+        let Some((oldest, _)) = page.last() else {
+            return Ok(None);
+        };
+        before = Some(*oldest);
+        for (_, bytes) in &page {
+            let entry = LogEntry::decode(&mut Reader::new(bytes)).map_err(|error| {
+                Stop::Broken(format!("a stored log entry does not decode: {error}"))
+            })?;
+            if entry.kind == LogKind::Steal && entry.subject == *checkout.as_bytes() {
+                return Ok(Some(entry));
+            }
+        }
+    }
 }
 
 /// Finds a pin.

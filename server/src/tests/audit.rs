@@ -94,6 +94,21 @@ async fn refusals_and_steals_are_written_down_for_admins() {
         (&stolen.call[..], &stolen.reason[..]),
         ("Steal", &b"sealed"[..])
     );
+    // The loser asks for its own; whoever lost nothing hears of nobody.
+    let lost = |checkout| Call::StolenBy {
+        image: draft.image,
+        checkout,
+    };
+    let Ok(Answer::StolenBy { steal: Some(steal) }) = first.call(lost(first.device.checkout)).await
+    else {
+        panic!("no steal");
+    };
+    assert_eq!(
+        (Some(steal.device), &steal.reason[..]),
+        (thief, &b"sealed"[..])
+    );
+    let nothing = first.call(lost(second.device.checkout)).await;
+    assert_eq!(nothing, Ok(Answer::StolenBy { steal: None }));
     assert_eq!(told(thief, "Steal", Some(Refusal::Changed)), 1);
     assert_eq!(told(thief, "Acquire", Some(Refusal::InstanceFenced)), 1);
     assert_eq!(told(thief, "Admin", Some(Refusal::NotAdmin)), 1);

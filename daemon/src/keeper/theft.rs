@@ -1,0 +1,70 @@
+//! Why somebody took an image over: asked of the home once, for the person who lost it.
+
+use img_lease::holder::State as HolderState;
+use img_proto::{Answer, Call};
+use img_types::{CheckoutId, ImageId};
+
+use super::{Called, Kept, Task, rival, word};
+use crate::commits::open_reason;
+use crate::events::Event;
+use crate::home::{CallError, Home};
+
+impl Kept {
+    /// Whether a device has taken the image over, and why is not known.
+    pub(super) fn is_unexplained(&self) -> bool {
+        matches!(self.holder.state(), HolderState::Orphan { rival: Some(_) }) && !self.explained
+    }
+}
+
+/// Asks the home; nothing where no reason was given, or nobody took it by force.
+pub(super) async fn ask(home: &Home, image: ImageId, checkout: CheckoutId) -> Called {
+    let asked = home.ask(Call::StolenBy { image, checkout }).await;
+    let outcome = match asked {
+        Ok(Answer::StolenBy { steal }) => {
+            let reason =
+                steal.map(|steal| home.trusted(|trust| open_reason(trust, image, &steal.reason)));
+            Ok(reason.filter(|reason| !reason.is_empty()))
+        }
+        Ok(_) => Err(CallError::Protocol("no answer to who took an image")),
+        // It will not say.
+        Err(CallError::Refused(_)) => Ok(None),
+        Err(error) => Err(error),
+    };
+    Called::Explained(checkout, outcome)
+}
+
+impl Task {
+    /// Keeps a reason, and tells everybody the state once more with it.
+    pub(super) fn explained(&mut self, checkout: CheckoutId, reason: Option<String>) {
+        let Some(kept) = self.kept.get_mut(&checkout) else {
+            return;
+        };
+        if !kept.is_unexplained() {
+            return;
+        }
+        kept.explained = true;
+        let Some(reason) = reason else {
+            return;
+        };
+        self.events.send(Event::Checkout {
+            checkout,
+            name: kept.label.name.clone(),
+            dir: kept.label.dir.clone(),
+            state: word(kept.holder.kind()),
+            rival: rival(&self.home, &kept.holder),
+            reason: Some(reason.clone()),
+        });
+        self.reasons.send_modify(|reasons| {
+            reasons.insert(checkout, reason);
+        });
+    }
+
+    /// What was said about a lease of before says nothing about how it stands now.
+    pub(super) fn forget_reason(&mut self, checkout: CheckoutId) {
+        if let Some(kept) = self.kept.get_mut(&checkout) {
+            kept.explained = false;
+        }
+        self.reasons
+            .send_if_modified(|reasons| reasons.remove(&checkout).is_some());
+    }
+}
