@@ -302,6 +302,18 @@ pub const FULL: &[Config] = &[
     },
 ];
 
+/// One checkout, and a bad member that knows its token.
+const MEDDLED: Config = Config {
+    losses: false,
+    bounds: Bounds {
+        opens: 1,
+        meddles: 1,
+        records: 1,
+        ..NOTHING
+    },
+    ..PLAIN
+};
+
 /// Each mutant with an exploration that meets it.
 pub const MUTANTS: &[(Mutant, Config)] = &[
     (
@@ -393,19 +405,7 @@ pub const MUTANTS: &[(Mutant, Config)] = &[
             ..PLAIN
         },
     ),
-    (
-        Mutant::TokenNotBound,
-        Config {
-            losses: false,
-            bounds: Bounds {
-                opens: 1,
-                meddles: 1,
-                records: 1,
-                ..NOTHING
-            },
-            ..PLAIN
-        },
-    ),
+    (Mutant::TokenNotBound, MEDDLED),
     (
         Mutant::InstanceNotChecked,
         Config {
@@ -420,19 +420,7 @@ pub const MUTANTS: &[(Mutant, Config)] = &[
             ..PLAIN
         },
     ),
-    (
-        Mutant::ReleasedTokenCounts,
-        Config {
-            losses: false,
-            bounds: Bounds {
-                opens: 1,
-                meddles: 1,
-                records: 1,
-                ..NOTHING
-            },
-            ..PLAIN
-        },
-    ),
+    (Mutant::ReleasedTokenCounts, MEDDLED),
     (
         Mutant::StagedTakenForCommit,
         Config {

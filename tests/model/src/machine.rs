@@ -369,7 +369,7 @@ impl Machine {
         let waited = self.waiting.remove(&request);
         match (call, result) {
             (
-                Call::Acquire { image, want },
+                call,
                 Ok(Answer::Granted {
                     token,
                     ttl_ms,
@@ -377,35 +377,18 @@ impl Machine {
                     current: true,
                 }),
             ) => {
-                let late = want.expect_head.is_some();
+                let (image, checkout, late) = match call {
+                    Call::Acquire { image, want } => {
+                        (image, want.checkout, want.expect_head.is_some())
+                    }
+                    Call::Steal {
+                        image, checkout, ..
+                    } => (image, checkout, false),
+                    Call::CreateImage { name, checkout, .. } => (name.image, checkout, false),
+                    _ => return,
+                };
                 let grant = granted(*token, *ttl_ms, head.map(|head| head.commit), first_sent);
-                self.take_grant(image, want.checkout, &grant, *head, waited, late);
-            }
-            (
-                Call::Steal {
-                    image, checkout, ..
-                },
-                Ok(Answer::Granted {
-                    token,
-                    ttl_ms,
-                    head,
-                    current: true,
-                }),
-            ) => {
-                let grant = granted(*token, *ttl_ms, head.map(|head| head.commit), first_sent);
-                self.take_grant(image, checkout, &grant, *head, waited, false);
-            }
-            (
-                Call::CreateImage { name, checkout, .. },
-                Ok(Answer::Granted {
-                    token,
-                    ttl_ms,
-                    head,
-                    current: true,
-                }),
-            ) => {
-                let grant = granted(*token, *ttl_ms, head.map(|head| head.commit), first_sent);
-                self.take_grant(name.image, checkout, &grant, *head, waited, false);
+                self.take_grant(image, checkout, &grant, *head, waited, late);
             }
             (Call::Commit(record), Ok(Answer::Committed { receipt })) => {
                 self.pending = None;
