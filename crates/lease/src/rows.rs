@@ -157,6 +157,16 @@ impl ImageState {
             .find(|staged| staged.proposal.checkout == *checkout)
     }
 
+    /// Whether a staged record is the holder's, under its current token: then its time stands still.
+    pub fn holder_staged(&self, staged: &Staged, incarnation: Incarnation) -> bool {
+        let proposal = &staged.proposal;
+        self.lease.is_some_and(|lease| {
+            let epoch = lease.epoch;
+            (lease.device, lease.checkout) == (proposal.device, proposal.checkout)
+                && proposal.token == Some(Token { incarnation, epoch })
+        })
+    }
+
     pub(crate) fn live(&self) -> Result<(), Refused> {
         match self.tombstone_ms {
             None => Ok(()),

@@ -51,7 +51,7 @@ pub(super) async fn stage(context: &mut Context<'_>, proposed: &Proposed) -> Res
     check_complete(context, proposal.root).await?;
     context.apply(&effect).await?;
     if let Some(staged) = effect.image.staged_by(&proposal.checkout) {
-        effects::stage(context.tx, staged, &proposed.bytes).await?;
+        effects::stage(context.tx, &effect.image, staged, &proposed.bytes).await?;
     }
     count_upload(context, proposal).await?;
     Ok(Answer::Done)

@@ -84,38 +84,54 @@ pub(crate) async fn write_state(tx: &mut Tx, state: &ImageState) -> Result<(), S
                 .await?;
         }
     }
-    let rows = sqlx::query("SELECT checkout FROM staged WHERE image = $1")
+    let rows = sqlx::query("SELECT checkout, until_ms FROM staged WHERE image = $1")
         .bind(image)
         .fetch_all(tx.sql())
         .await?;
     for row in rows {
         let checkout = row.id(0, CheckoutId::from_bytes)?;
-        let remaining = state.staged_by(&checkout).map(|staged| staged.remaining_ms);
-        let sql = match remaining {
-            Some(_) => "UPDATE staged SET remaining_ms = $3 WHERE image = $1 AND checkout = $2",
-            None => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 = 0",
+        let kept = state.staged_by(&checkout);
+        let until = kept.and_then(|staged| staged_until(tx, state, staged));
+        if kept.is_some() && until == row.number_opt(1)? {
+            continue;
+        }
+        let sql = match kept {
+            Some(_) => "UPDATE staged SET until_ms = $3 WHERE image = $1 AND checkout = $2",
+            None => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 IS NULL",
         };
         sqlx::query(sql)
             .bind(image)
             .bind(&checkout.as_bytes()[..])
-            .bind(big(remaining.unwrap_or(0)))
+            .bind(until.map(big))
             .execute(tx.sql())
             .await?;
     }
     Ok(())
 }
 
+/// Until when a staged record is kept; nothing while its token is current.
+fn staged_until(tx: &Tx, state: &ImageState, staged: &Staged) -> Option<u64> {
+    let ticks = !state.holder_staged(staged, tx.standing().incarnation);
+    ticks.then(|| tx.now().plus(staged.remaining_ms).0)
+}
+
 /// Writes the record of a staged checkpoint in place of its checkout's earlier one.
-pub(crate) async fn stage(tx: &mut Tx, staged: &Staged, record: &[u8]) -> Result<(), Stop> {
+pub(crate) async fn stage(
+    tx: &mut Tx,
+    state: &ImageState,
+    staged: &Staged,
+    record: &[u8],
+) -> Result<(), Stop> {
+    let until = staged_until(tx, state, staged);
     sqlx::query(
-        "INSERT INTO staged (image, checkout, record, remaining_ms) VALUES ($1, $2, $3, $4) \
+        "INSERT INTO staged (image, checkout, record, until_ms) VALUES ($1, $2, $3, $4) \
          ON CONFLICT (image, checkout) DO UPDATE SET record = excluded.record, \
-         remaining_ms = excluded.remaining_ms",
+         until_ms = excluded.until_ms",
     )
     .bind(&staged.proposal.image.as_bytes()[..])
     .bind(&staged.proposal.checkout.as_bytes()[..])
     .bind(record)
-    .bind(big(staged.remaining_ms))
+    .bind(until.map(big))
     .execute(tx.sql())
     .await?;
     Ok(())

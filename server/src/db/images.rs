@@ -1,11 +1,13 @@
 //! Images as rows: what the lease rules read, and what listings show.
 //!
 //! What remains to a lease is kept as of the row's last change; reading a row lets the running time
-//! since then pass first, with the same function in a call and in a listing.
+//! since then pass first, with the same function in a call and in a listing. Staged records are kept until
+//! a reading of the clock instead, so that a call under the lease need not write them.
 
 use img_lease::grantor::{self, Grace};
 use img_lease::{Head, ImageState, Lease, Staged};
 use img_proto::{ImageRow, LeaseRow, StagedRow};
+use img_types::limits::KEPT_AFTER_LOSS;
 use img_types::{
     CheckoutId, CommitId, DeviceId, Epoch, HomeId, ImageId, Incarnation, LeaseMode, NameTag,
     ObjectId, Seq,
@@ -16,6 +18,9 @@ use sqlx::sqlite::SqliteRow;
 use super::{Columns as _, Stop, Tx, big};
 use crate::clock::RunningMillis;
 use crate::proposal::Proposed;
+
+/// How long a staged record is kept, all in all, once its token is not current.
+const STAGED_MS: u64 = KEPT_AFTER_LOSS.as_secs() * 1_000;
 
 /// When and where rows are looked at.
 #[derive(Debug, Clone, Copy)]
@@ -120,8 +125,7 @@ pub(crate) async fn overdue(tx: &mut Tx) -> Result<Vec<ImageId>, Stop> {
     let rows = sqlx::query(
         "SELECT i.image FROM images i JOIN leases l ON l.image = i.image \
          WHERE l.lapsed = 0 AND l.remaining_ms <= $1 - i.as_of_ms \
-         UNION SELECT i.image FROM images i JOIN staged s ON s.image = i.image \
-         WHERE s.remaining_ms <= $1 - i.as_of_ms",
+         UNION SELECT image FROM staged WHERE until_ms <= $1",
     )
     .bind(now)
     .fetch_all(tx.sql())
@@ -171,7 +175,8 @@ async fn one(
 ) -> Result<Option<Image>, Stop> {
     let Some(row) = row else { return Ok(None) };
     let image = row.id(0, ImageId::from_bytes)?;
-    let staged = load_staged(connection, moment, image).await?;
+    let as_of = RunningMillis(row.number(9)?);
+    let staged = load_staged(connection, moment, image, as_of).await?;
     let head = match (row.id_opt(3, CommitId::from_bytes)?, row.number_opt(4)?) {
         (Some(commit), Some(seq)) => Some(Head {
             commit,
@@ -187,7 +192,6 @@ async fn one(
         staged: staged.iter().map(|(staged, _)| *staged).collect(),
         tombstone_ms: row.number_opt(8)?,
     };
-    let as_of = RunningMillis(row.number(9)?);
     let lease = state.lease.as_ref();
     let grace = lease.map_or(Grace::over(), |lease| moment.grace(lease, as_of));
     let elapsed = moment.now.since(as_of);
@@ -232,9 +236,10 @@ async fn load_staged(
     connection: &mut SqliteConnection,
     moment: Moment,
     image: ImageId,
+    as_of: RunningMillis,
 ) -> Result<Vec<(Staged, Proposed)>, Stop> {
     let rows =
-        sqlx::query("SELECT record, remaining_ms FROM staged WHERE image = $1 ORDER BY checkout")
+        sqlx::query("SELECT record, until_ms FROM staged WHERE image = $1 ORDER BY checkout")
             .bind(&image.as_bytes()[..])
             .fetch_all(connection)
             .await?;
@@ -243,7 +248,9 @@ async fn load_staged(
         let proposed = Proposed::stored(&row.bytes(0)?, moment.home)?;
         let kept = Staged {
             proposal: proposed.proposal,
-            remaining_ms: row.number(1)?,
+            remaining_ms: row
+                .number_opt(1)?
+                .map_or(STAGED_MS, |until| RunningMillis(until).since(as_of)),
         };
         staged.push((kept, proposed));
     }

@@ -34,7 +34,7 @@ pub(crate) use tx::{NO_DEVICE, NO_IMAGE, Stop, Tx};
 pub(crate) use writer::{Published, Writer};
 
 /// Version of the tables; another one needs a migration.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// Before this version two connections could lose a write when one reset the write-ahead log.
 const SQLITE_VERSION_MIN: (u32, u32, u32) = (3, 51, 3);
 /// Connections that only read; each costs a thread and a page cache.
@@ -208,12 +208,17 @@ async fn check_schema(connection: &mut SqliteConnection) -> Result<(), OpenError
 
 /// Brings the tables of an earlier version to this one.
 async fn upgrade(connection: &mut SqliteConnection) -> Result<(), OpenError> {
-    if schema_version(&mut *connection).await? == 1 {
-        let mut transaction = connection.begin().await?;
-        sqlx::raw_sql(AssertSqlSafe(for_sqlite(include_str!("from_1.sql"))))
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
+    for (version, sql) in [
+        (1, include_str!("from_1.sql")),
+        (2, include_str!("from_2.sql")),
+    ] {
+        if schema_version(&mut *connection).await? == version {
+            let mut transaction = connection.begin().await?;
+            sqlx::raw_sql(AssertSqlSafe(for_sqlite(sql)))
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+        }
     }
     Ok(())
 }

@@ -28,14 +28,15 @@ CREATE TABLE log (
 );
 CREATE INDEX log_of_device ON log (device, position);
 
--- Daemon starts of each device, the outcomes of its calls, and invites under way.
+-- Daemon starts of each device, the outcomes of its calls, and invites under way. The highest instance is the
+-- newest start; 0 is one that was heard of after a later one.
 CREATE TABLE daemons (
     device BYTEA NOT NULL,
     nonce BYTEA NOT NULL,
     instance BIGINT NOT NULL,
     PRIMARY KEY (device, nonce)
 );
-CREATE UNIQUE INDEX daemons_newest ON daemons (device, instance);
+CREATE INDEX daemons_newest ON daemons (device, instance);
 CREATE TABLE requests (
     device BYTEA NOT NULL,
     request BYTEA NOT NULL,
@@ -66,7 +67,7 @@ CREATE TABLE audit (
 );
 
 -- Images, their leases and their history. An image's row is never deleted: it keeps the epoch. What
--- remains to an image's lease, staged records and tombstone is counted from its as_of_ms.
+-- remains to an image's lease and tombstone is counted from its as_of_ms.
 CREATE TABLE images (
     image BYTEA NOT NULL PRIMARY KEY,
     tag BYTEA NOT NULL,
@@ -99,11 +100,12 @@ CREATE TABLE commits (
     receipt BYTEA NOT NULL
 );
 CREATE UNIQUE INDEX commits_in_order ON commits (image, seq);
+-- The time of a record under the current token stands still, and it has all of it: no until_ms.
 CREATE TABLE staged (
     image BYTEA NOT NULL REFERENCES images (image),
     checkout BYTEA NOT NULL,
     record BYTEA NOT NULL,
-    remaining_ms BIGINT NOT NULL,
+    until_ms BIGINT,
     PRIMARY KEY (image, checkout)
 );
 CREATE TABLE pins (

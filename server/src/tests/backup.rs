@@ -1,12 +1,13 @@
 //! Backups of a running home, restored homes, and homes that went back without anybody saying so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use img_proto::{Answer, Call, Refusal};
 use img_types::{CommitId, Epoch, ImageId, Seq, Token};
 
-use super::flow::{TERMS, commit, create, image};
+use super::flow::{commit, create, image};
+use super::leases::{acquire, renew};
 use super::papers::Draft;
 use super::tree::tree;
 use super::{Client, TestHome};
@@ -40,6 +41,28 @@ async fn next(
     let draft = draft.after(head, tree.root, token);
     let head = commit(home, client, &draft, &tree).await.unwrap();
     (draft, head)
+}
+
+/// Copies the database of a home, which goes on.
+async fn copied(home: &mut TestHome) -> PathBuf {
+    home.stop().await;
+    let copy = home.path.join("copy");
+    std::fs::copy(home.path.join("home.sqlite"), &copy).unwrap();
+    home.resume().await;
+    copy
+}
+
+/// Puts a copy of its database back under a home, without telling it.
+async fn go_back(home: &mut TestHome, copy: &Path) {
+    home.stop().await;
+    std::fs::copy(copy, home.path.join("home.sqlite")).unwrap();
+    home.resume().await;
+}
+
+/// Whether a token is refused because nobody holds the image.
+async fn is_void(client: &Client, image: ImageId, token: Token) -> bool {
+    let refused = renew(client, image, token).await;
+    matches!(refused, Err(Refusal::TokenStale { holder: None, .. }))
 }
 
 /// Puts a restored home in place of the one that is lost.
@@ -81,17 +104,7 @@ async fn a_restored_home_voids_leases_and_takes_back_what_devices_prove() {
     let ids = Vec::new();
     let asked = back.call(Call::Missing { upload, ids }).await;
     assert_eq!(asked, Err(Refusal::SessionClosed));
-    let renew = Call::Renew {
-        image: draft.image,
-        checkout: first.device.checkout,
-        token,
-        terms: None,
-    };
-    let stale = back.call(renew).await;
-    assert!(matches!(
-        stale,
-        Err(Refusal::TokenStale { holder: None, .. })
-    ));
+    assert!(is_void(&back, draft.image, token).await);
     // The lost commit comes back: its objects first.
     let readmit = Call::Readmit {
         descriptor: None,
@@ -103,16 +116,7 @@ async fn a_restored_home_voids_leases_and_takes_back_what_devices_prove() {
     back.push(&tree(5, 1, 2).objects).await.unwrap();
     assert_eq!(back.call(readmit).await, Ok(Answer::Done));
     assert_eq!(home.standing().incarnation, standing.incarnation);
-    let acquire = Call::Acquire {
-        image: draft.image,
-        checkout: first.device.checkout,
-        terms: TERMS,
-        expect_head: Some(head),
-        take_over: false,
-    };
-    let Ok(Answer::Granted { token, .. }) = back.call(acquire).await else {
-        panic!("no lease");
-    };
+    let token = acquire(&back, draft.image, Some(head)).await.unwrap();
     next(&home, &back, draft, head, token, 6).await;
     home.stop().await;
     let findings = crate::check(&home.places()).await.unwrap();
@@ -124,10 +128,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     let (mut home, first) = TestHome::founded().await;
     let second = home.second(&first).await;
     let (draft, head, token) = image(&home, &first, 1).await;
-    home.stop().await;
-    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
-    std::fs::copy(&database, &copy).unwrap();
-    home.resume().await;
+    let copy = copied(&mut home).await;
     let first = home.member(&first.device).await;
     next(&home, &first, draft, head, token, 5).await;
     let commits = history(&first, draft.image).await;
@@ -138,9 +139,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     assert_eq!(first.call(show.clone()).await, Ok(Answer::Done));
     assert_eq!(home.standing(), before);
 
-    home.stop().await;
-    std::fs::copy(&copy, &database).unwrap();
-    home.resume().await;
+    go_back(&mut home, &copy).await;
     let second = home.member(&second.device).await;
     assert_eq!(home.standing().incarnation, before.incarnation);
     // A receipt that somebody else signed, or a stranger's word, is none.
@@ -168,16 +167,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     assert_eq!(back.call(show).await, Ok(Answer::Done));
     assert_eq!(home.standing(), now);
     // The lease of before the copy is void: whoever comes first has the image.
-    let acquire = Call::Acquire {
-        image: draft.image,
-        checkout: second.device.checkout,
-        terms: TERMS,
-        expect_head: None,
-        take_over: false,
-    };
-    let Ok(Answer::Granted { token: theirs, .. }) = second.call(acquire).await else {
-        panic!("no lease");
-    };
+    let theirs = acquire(&second, draft.image, None).await.unwrap();
     assert_eq!(theirs.epoch, Epoch(2));
     // What the home had acknowledged comes back whatever the token, and the holder is an orphan.
     back.hello(None).await.unwrap();
@@ -193,13 +183,7 @@ async fn a_receipt_proves_that_a_home_went_back_and_nothing_less_does() {
     assert_eq!(readmitted, Ok(Answer::Done));
     let images = vec![draft.image];
     assert_eq!(watched, Ok(Answer::Changed { images }));
-    let renew = Call::Renew {
-        image: draft.image,
-        checkout: second.device.checkout,
-        token: theirs,
-        terms: None,
-    };
-    let stale = second.call(renew).await;
+    let stale = renew(&second, draft.image, theirs).await;
     assert!(matches!(
         stale,
         Err(Refusal::TokenStale {
@@ -218,17 +202,12 @@ async fn a_home_that_went_back_behind_its_own_new_incarnation_begins_another_onc
     let (mut home, first) = TestHome::founded().await;
     let (draft, head, token) = image(&home, &first, 1).await;
     let oldest = home.standing();
-    home.stop().await;
-    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
-    std::fs::copy(&database, &copy).unwrap();
     // In each of two times after the copy something is acknowledged that the copy lacks.
-    home.resume().await;
+    let copy = copied(&mut home).await;
     let first = home.member(&first.device).await;
     next(&home, &first, draft, head, token, 5).await;
     let of_first = history(&first, draft.image).await[1].1.clone();
-    home.stop().await;
-    std::fs::copy(&copy, &database).unwrap();
-    home.resume().await;
+    go_back(&mut home, &copy).await;
     let first = home.member(&first.device).await;
     let show = |receipt: &Bytes| Call::ShowReceipt {
         receipt: receipt.clone(),
@@ -236,40 +215,19 @@ async fn a_home_that_went_back_behind_its_own_new_incarnation_begins_another_onc
     assert_eq!(first.call(show(&of_first)).await, Ok(Answer::Done));
     let second = home.standing().incarnation;
     assert_ne!(second, oldest.incarnation);
-    let acquire = Call::Acquire {
-        image: draft.image,
-        checkout: first.device.checkout,
-        terms: TERMS,
-        expect_head: None,
-        take_over: false,
-    };
-    let Ok(Answer::Granted { token: new, .. }) = first.call(acquire).await else {
-        panic!("no lease");
-    };
+    let new = acquire(&first, draft.image, None).await.unwrap();
     next(&home, &first, draft, head, new, 6).await;
     let commits = history(&first, draft.image).await;
     let of_second = commits[1].1.clone();
 
-    home.stop().await;
-    std::fs::copy(&copy, &database).unwrap();
-    home.resume().await;
+    go_back(&mut home, &copy).await;
     assert_eq!(home.standing(), oldest);
     let first = home.member(&first.device).await;
     assert_eq!(first.call(show(&of_second)).await, Ok(Answer::Done));
     let third = home.standing();
     assert!(![oldest.incarnation, second].contains(&third.incarnation));
     assert_eq!(third.position.0, oldest.position.0 + 3);
-    let renew = Call::Renew {
-        image: draft.image,
-        checkout: first.device.checkout,
-        token,
-        terms: None,
-    };
-    let void = first.call(renew).await;
-    assert!(matches!(
-        void,
-        Err(Refusal::TokenStale { holder: None, .. })
-    ));
+    assert!(is_void(&first, draft.image, token).await);
     // The log names both of before now: nothing more begins, not by the receipt of a readmission either.
     for receipt in [&of_first, &of_second] {
         assert_eq!(first.call(show(receipt)).await, Ok(Answer::Done));
@@ -289,16 +247,11 @@ async fn a_home_that_went_back_behind_its_own_new_incarnation_begins_another_onc
 async fn a_readmission_alone_proves_it_too() {
     let (mut home, first) = TestHome::founded().await;
     let (draft, head, token) = image(&home, &first, 1).await;
-    home.stop().await;
-    let (database, copy) = (home.path.join("home.sqlite"), home.path.join("copy"));
-    std::fs::copy(&database, &copy).unwrap();
-    home.resume().await;
+    let copy = copied(&mut home).await;
     let first = home.member(&first.device).await;
     next(&home, &first, draft, head, token, 5).await;
     let commits = history(&first, draft.image).await;
-    home.stop().await;
-    std::fs::copy(&copy, &database).unwrap();
-    home.resume().await;
+    go_back(&mut home, &copy).await;
     let before = home.standing();
     let first = home.member(&first.device).await;
     let image = draft.image;

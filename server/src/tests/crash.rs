@@ -6,7 +6,8 @@ use img_store::Spool;
 use img_types::ImageId;
 
 use super::TestHome;
-use super::flow::{commit, create, image};
+use super::flow::{commit, create, image, stage};
+use super::leases::release;
 use super::papers::Draft;
 use super::tree::tree;
 use crate::{FolderError, Running, StartError};
@@ -211,11 +212,18 @@ async fn an_object_that_is_read_damaged_is_asked_for_again() {
 #[tokio::test]
 async fn tables_of_the_first_version_are_brought_up_to_date() {
     let (mut home, founder) = TestHome::founded().await;
-    image(&home, &founder, 1).await;
+    let (draft, head, token) = image(&home, &founder, 1).await;
+    let work = tree(2, 1, 3);
+    let upon = draft.after(head, work.root, token);
+    stage(&home, &founder, &upon, &work).await.unwrap();
     home.stop().await;
     let address = home.places().database;
     let mut connection = crate::db::connect(&address).await.unwrap();
     for sql in [
+        "ALTER TABLE staged ADD COLUMN remaining_ms BIGINT NOT NULL DEFAULT 60000",
+        "ALTER TABLE staged DROP COLUMN until_ms",
+        "DROP INDEX daemons_newest",
+        "CREATE UNIQUE INDEX daemons_newest ON daemons (device, instance)",
         "DROP TABLE audit",
         "ALTER TABLE home DROP COLUMN restored",
         "UPDATE home SET schema_version = 1",
@@ -226,6 +234,20 @@ async fn tables_of_the_first_version_are_brought_up_to_date() {
     let beside = crate::usage(&home.places()).await;
     assert!(matches!(beside, Err(crate::OpenError::OtherVersion(1))));
     home.resume().await;
+    let founder = home.member(&founder.device).await;
+    // Its time stood still, and begins with the end of its token.
+    let staged = async |after_ms| {
+        home.advance_clock(after_ms);
+        crate::calls::tidy(&home.running().home).await.unwrap();
+        match founder.call(Call::Images { after: None }).await {
+            Ok(Answer::Images { images, .. }) => images[0].staged.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(staged(59_000).await, 1);
+    release(&founder, draft.image, token).await.unwrap();
+    assert_eq!(staged(59_000).await, 1);
+    assert_eq!(staged(1_000).await, 0);
     home.stop().await;
     assert_eq!(crate::usage(&home.places()).await.unwrap().images, 1);
 }

@@ -37,10 +37,31 @@ pub(super) async fn commit(
     draft: &Draft,
     tree: &Tree,
 ) -> Result<CommitId, Refusal> {
+    let call = |commit| Call::Commit { commit };
+    propose(home, client, draft, tree, call).await
+}
+
+/// Pushes a tree and stages it.
+pub(super) async fn stage(
+    home: &TestHome,
+    client: &Client,
+    draft: &Draft,
+    tree: &Tree,
+) -> Result<CommitId, Refusal> {
+    let call = |commit| Call::Stage { commit };
+    propose(home, client, draft, tree, call).await
+}
+
+async fn propose(
+    home: &TestHome,
+    client: &Client,
+    draft: &Draft,
+    tree: &Tree,
+    call: impl FnOnce(bytes::Bytes) -> Call,
+) -> Result<CommitId, Refusal> {
     client.push(&tree.objects).await.unwrap();
     let signed = client.device.commit(&home.roster(), draft);
-    let commit = signed.to_bytes().into();
-    client.call(Call::Commit { commit }).await?;
+    client.call(call(signed.to_bytes().into())).await?;
     Ok(id_of(&signed, client.home()))
 }
 

@@ -8,7 +8,7 @@ use super::flow::{TERMS, commit, image};
 use super::tree::tree;
 use super::{Client, TestHome};
 
-async fn acquire(
+pub(super) async fn acquire(
     client: &Client,
     image: ImageId,
     expect_head: Option<CommitId>,
@@ -29,7 +29,11 @@ async fn acquire(
     }
 }
 
-async fn release(client: &Client, image: ImageId, token: Token) -> Result<Answer, Refusal> {
+pub(super) async fn release(
+    client: &Client,
+    image: ImageId,
+    token: Token,
+) -> Result<Answer, Refusal> {
     let checkout = client.device.checkout;
     let release = Call::Release {
         image,
@@ -39,7 +43,11 @@ async fn release(client: &Client, image: ImageId, token: Token) -> Result<Answer
     client.call(release).await
 }
 
-async fn renew(client: &Client, image: ImageId, token: Token) -> Result<Answer, Refusal> {
+pub(super) async fn renew(
+    client: &Client,
+    image: ImageId,
+    token: Token,
+) -> Result<Answer, Refusal> {
     let renew = Call::Renew {
         image,
         checkout: client.device.checkout,

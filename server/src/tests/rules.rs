@@ -7,9 +7,10 @@ use img_types::bytes::Reader;
 use img_types::limits::{KEPT_AFTER_LOSS, STAGED_PER_IMAGE_MAX};
 use img_types::{CheckoutId, CommitId, DaemonNonce, Epoch, ImageId, LogPosition, Seq};
 
-use super::flow::{TERMS, commit, create, image};
-use super::papers::{Draft, id_of};
-use super::tree::{Tree, tree};
+use super::flow::{TERMS, commit, create, image, stage};
+use super::leases::renew;
+use super::papers::Draft;
+use super::tree::tree;
 use super::{Client, TestHome};
 
 /// The newest entries of the log, oldest first.
@@ -39,20 +40,6 @@ fn steal(client: &Client, image: ImageId, head: CommitId) -> Call {
         reason: bytes::Bytes::new(),
         branch: None,
     }
-}
-
-/// Stages a tree upon a commit.
-async fn stage(
-    home: &TestHome,
-    client: &Client,
-    draft: &Draft,
-    tree: &Tree,
-) -> Result<CommitId, Refusal> {
-    client.push(&tree.objects).await.unwrap();
-    let signed = client.device.commit(&home.roster(), draft);
-    let commit = signed.to_bytes().into();
-    client.call(Call::Stage { commit }).await?;
-    Ok(id_of(&signed, client.home()))
 }
 
 async fn staged(client: &Client) -> usize {
@@ -237,6 +224,37 @@ async fn staged_work_goes_with_the_commit_of_its_checkout_and_by_time_only_witho
     home.advance_clock(1_000);
     crate::calls::tidy(&home.running().home).await.unwrap();
     assert_eq!(staged(&first).await, 0);
+}
+
+#[tokio::test]
+async fn a_call_under_the_lease_does_not_write_what_others_have_staged() {
+    let (home, first) = TestHome::founded().await;
+    let second = home.second(&first).await;
+    let (draft, head, token) = image(&home, &first, 1).await;
+    let written = async || {
+        let count = home.running().home.db.writer().call(|tx| {
+            Box::pin(async move {
+                let sql = "SELECT total_changes()";
+                let count: i64 = sqlx::query_scalar(sql).fetch_one(tx.sql()).await?;
+                Ok(count)
+            })
+        });
+        count.await.unwrap()
+    };
+    let renewal = async || {
+        let before = written().await;
+        home.advance_clock(1_000);
+        renew(&first, draft.image, token).await.unwrap();
+        written().await - before
+    };
+    let alone = renewal().await;
+    let work = tree(2, 1, 3);
+    let upon = draft.after(head, work.root, token);
+    stage(&home, &first, &upon, &work).await.unwrap();
+    stage(&home, &second, &upon, &work).await.unwrap();
+    assert_eq!(staged(&first).await, 2);
+    assert_eq!(renewal().await, alone);
+    assert_eq!(renewal().await, alone);
 }
 
 #[tokio::test]

@@ -1,9 +1,7 @@
 //! What happens around the calls: daemon starts, time, pins, deletion, revocation, restore.
 
 use img_types::limits::{KEPT_AFTER_LOSS, LEASE_TTL_DEFAULT};
-use img_types::{
-    CheckoutId, CommitId, DaemonNonce, DeviceId, Incarnation, Instance, LogPosition, Token,
-};
+use img_types::{CheckoutId, CommitId, DaemonNonce, DeviceId, Incarnation, Instance, LogPosition};
 
 use crate::rows::millis;
 use crate::{Caller, Daemon, Effect, ImageState, Lease, Logged, Pin, Refused, Staged};
@@ -100,16 +98,7 @@ pub fn tick(
         .staged
         .iter()
         .filter_map(|staged| {
-            let token_current = image.lease.is_some_and(|lease| {
-                lease.checkout == staged.proposal.checkout
-                    && lease.device == staged.proposal.device
-                    && staged.proposal.token
-                        == Some(Token {
-                            incarnation,
-                            epoch: lease.epoch,
-                        })
-            });
-            if token_current {
+            if image.holder_staged(staged, incarnation) {
                 return Some(*staged);
             }
             let remaining_ms = staged.remaining_ms.checked_sub(elapsed_ms)?;

@@ -128,11 +128,11 @@ async fn only_a_known_kind_of_database_of_this_version_opens() {
     let (_dir, address, database) = open().await;
     database.close().await;
     let mut connection = db::connect(&address).await.unwrap();
-    sqlx::query("UPDATE home SET schema_version = 3")
+    sqlx::query("UPDATE home SET schema_version = 4")
         .execute(&mut connection)
         .await
         .unwrap();
     drop(connection);
     let other = db::connect(&address).await;
-    assert!(matches!(other, Err(db::OpenError::OtherVersion(3))));
+    assert!(matches!(other, Err(db::OpenError::OtherVersion(4))));
 }
