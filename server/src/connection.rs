@@ -35,11 +35,12 @@ impl Connections {
     /// Serves everybody who connects until the server is closed, then waits for their tasks.
     pub(crate) async fn accept(self: Arc<Self>, server: &Server) {
         let mut tasks = JoinSet::new();
+        let mut numbers = 1..;
         loop {
             tokio::select! {
-                arriving = server.accept() => match arriving {
-                    Some(arriving) => {
-                        tasks.spawn(Arc::clone(&self).serve(arriving));
+                arriving = server.accept() => match arriving.zip(numbers.next()) {
+                    Some((arriving, number)) => {
+                        tasks.spawn(Arc::clone(&self).serve(arriving, number));
                     }
                     None => break,
                 },
@@ -49,7 +50,7 @@ impl Connections {
         while tasks.join_next().await.is_some() {}
     }
 
-    async fn serve(self: Arc<Self>, arriving: Arriving) {
+    async fn serve(self: Arc<Self>, arriving: Arriving, number: u64) {
         let peer = match arriving.establish().await {
             Ok(peer) => peer,
             Err(error) => {
@@ -57,7 +58,7 @@ impl Connections {
                 return;
             }
         };
-        let session = Arc::new(Session::new(peer.key(), peer.exporter()));
+        let session = Arc::new(Session::new(peer.key(), peer.exporter(), number));
         let mut place = match self.place(&peer, &session, None) {
             Ok(place) => Some(place),
             Err(why) => return peer.close(why),

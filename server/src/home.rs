@@ -60,6 +60,7 @@ pub(crate) struct Home {
     pub(crate) key: Arc<SigningSecret>,
     pub(crate) room: calls::Room,
     pub(crate) audit: Audit,
+    pub(crate) greeted: Arc<calls::Greeted>,
     published: watch::Receiver<Published>,
     roster: watch::Receiver<SharedRoster>,
     _lock: FolderLock,
@@ -85,6 +86,7 @@ impl Home {
             key: Arc::new(key),
             room: calls::all_room(),
             audit: Audit::default(),
+            greeted: Arc::default(),
             _lock: lock,
         })
     }

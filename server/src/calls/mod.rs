@@ -30,6 +30,7 @@ use crate::db::Stop;
 use crate::home::Home;
 
 pub(crate) use enrol::founding_hash;
+pub(crate) use hello::Greeted;
 pub(crate) use read::{Figures, figures};
 pub(crate) use restore::begin as begin_incarnation;
 pub(crate) use transaction::tidy;
@@ -45,6 +46,8 @@ const PUSHES_MAX: usize = 4;
 pub(crate) struct Session {
     tls: [u8; 32],
     exporter: [u8; 32],
+    /// Which connection of this process it is, in the order in which they began.
+    number: u64,
     daemon: Mutex<Option<Daemon>>,
     recovering: AtomicBool,
     invited: AtomicBool,
@@ -62,10 +65,11 @@ pub(crate) struct Daemon {
 }
 
 impl Session {
-    pub(crate) fn new(tls: [u8; 32], exporter: [u8; 32]) -> Self {
+    pub(crate) fn new(tls: [u8; 32], exporter: [u8; 32], number: u64) -> Self {
         Self {
             tls,
             exporter,
+            number,
             daemon: Mutex::new(None),
             recovering: AtomicBool::new(false),
             invited: AtomicBool::new(false),

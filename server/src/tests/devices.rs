@@ -5,6 +5,7 @@ use img_types::{DaemonNonce, Instance, LogPosition, LogRoot, RequestId};
 
 use super::TestHome;
 use super::flow::{TERMS, commit, image};
+use super::leases::renew;
 use super::tree::tree;
 
 fn instance(answer: Result<Answer, Refusal>) -> Instance {
@@ -38,7 +39,17 @@ async fn the_newest_daemon_of_a_device_wins() {
     let back = home.connect(&old.device).await;
     assert_eq!(back.hello(None).await, Err(Refusal::InstanceFenced));
     for older in [old, back] {
-        assert!(older.call(Call::Images { after: None }).await.is_ok());
+        for reads in [
+            Call::Images { after: None },
+            Call::Roster { from: 0 },
+            Call::Log {
+                image: draft.image,
+                before: None,
+                limit: 1,
+            },
+        ] {
+            assert!(older.call(reads).await.is_ok());
+        }
         let pushed = older.push(&next.objects).await;
         assert_eq!(pushed, Ok(next.objects.len() as u64));
         let unpin = Call::Unpin {
@@ -47,6 +58,35 @@ async fn the_newest_daemon_of_a_device_wins() {
         };
         assert_eq!(older.call(unpin).await, Err(Refusal::InstanceFenced));
     }
+}
+
+#[tokio::test]
+async fn a_hello_that_comes_late_fences_nobody() {
+    let (home, founder) = TestHome::founded().await;
+    let (draft, _, token) = image(&home, &founder, 1).await;
+    // The connection of a daemon that died before its Hello arrived, and that of the next one.
+    let dead = home.connect(&founder.device).await;
+    let mut lives = home.connect(&founder.device).await;
+    lives.home = founder.home;
+    let nonce = DaemonNonce::from_bytes([44; 32]);
+    assert_eq!(instance(lives.hello_as(nonce, None).await), Instance(2));
+    let late = DaemonNonce::from_bytes([43; 32]);
+    let refused = dead.hello_as(late, None).await;
+    assert_eq!(refused, Err(Refusal::InstanceFenced));
+    renew(&lives, draft.image, token).await.unwrap();
+    // If it is a clone and lives after all, it stays the older one, which may save its work.
+    assert!(dead.call(Call::Images { after: None }).await.is_ok());
+    let fenced = renew(&dead, draft.image, token).await;
+    assert_eq!(fenced, Err(Refusal::InstanceFenced));
+    let again = home.connect(&founder.device).await;
+    let refused = again.hello_as(late, None).await;
+    assert_eq!(refused, Err(Refusal::InstanceFenced));
+    let second = DaemonNonce::from_bytes([42; 32]);
+    let refused = dead.hello_as(second, None).await;
+    assert_eq!(refused, Err(Refusal::InstanceFenced));
+    // A start after that is the newest, as ever.
+    let next = DaemonNonce::from_bytes([45; 32]);
+    assert_eq!(instance(again.hello_as(next, None).await), Instance(3));
 }
 
 #[tokio::test]
