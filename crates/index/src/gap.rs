@@ -5,7 +5,7 @@
 //! the map says is another one then, which is why only contents are cut out here: whoever does it knows by the
 //! metadata whose they were.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use img_seal::{BlockKey, Reference, Sealer};
@@ -91,40 +91,8 @@ impl Gap {
         (start.unwrap_or(0), end.unwrap_or(u64::MAX))
     }
 
-    /// Makes the tree without the keys of the gap. It must hold nothing but contents.
-    ///
-    /// # Errors
-    /// Other nodes are absent, or as [`apply`](crate::apply()); the old tree stands.
-    pub fn cut_out(
-        &self,
-        source: &dyn NodeSource,
-        sink: &mut dyn NodeSink,
-        sealer: &mut Sealer,
-        boundary: &Boundary,
-        root: &Reference,
-    ) -> Result<Reference, ApplyError> {
-        self.cut_out_by(Rules::new(boundary), source, sink, sealer, root)
-    }
-
-    pub(crate) fn cut_out_by(
-        &self,
-        rules: Rules,
-        source: &dyn NodeSource,
-        sink: &mut dyn NodeSink,
-        sealer: &mut Sealer,
-        root: &Reference,
-    ) -> Result<Reference, ApplyError> {
-        let patched = StandIn {
-            source,
-            lost: self.node,
-            levels: self.stand_ins()?,
-        };
-        let edits = [Edit::Clear(self.range())];
-        apply_by(rules, &patched, sink, sealer, Some(root), edits)
-    }
-
     /// A node for each level from the leaf to the lost one, each with one entry: the last key.
-    fn stand_ins(&self) -> Result<Vec<Arc<Node>>, ApplyError> {
+    fn stand_ins(&self, number: u32) -> Result<Vec<Arc<Node>>, ApplyError> {
         if self.contents().is_none() {
             return Err(DecodeError("a gap that may hold metadata").into());
         }
@@ -133,7 +101,7 @@ impl Gap {
         match self.last.parts() {
             KeyParts::Inline(_) => Value::Inline(vec![1]).encode(&mut value),
             _ => Value::Extent(Extent {
-                base: Some(nowhere(u8::MAX)),
+                base: Some(nowhere(number, u8::MAX)),
                 patches: Vec::new(),
             })
             .encode(&mut value),
@@ -144,10 +112,47 @@ impl Gap {
             open.push(key, &value, entry_size(key.len(), value.len(), 1));
             nodes.push(Arc::new(open.finish()?.0));
             value.clear();
-            nowhere(level).encode(&mut value);
+            nowhere(number, level).encode(&mut value);
         }
         Ok(nodes)
     }
+}
+
+/// Makes the tree without the keys of gaps, which are in order and hold nothing but contents.
+///
+/// # Errors
+/// Other nodes are absent, or as [`apply`](crate::apply()); the old tree stands.
+pub fn cut_out(
+    gaps: &[Gap],
+    source: &dyn NodeSource,
+    sink: &mut dyn NodeSink,
+    sealer: &mut Sealer,
+    boundary: &Boundary,
+    root: &Reference,
+) -> Result<Reference, ApplyError> {
+    cut_out_by(Rules::new(boundary), gaps, source, sink, sealer, root)
+}
+
+pub(crate) fn cut_out_by(
+    rules: Rules,
+    gaps: &[Gap],
+    source: &dyn NodeSource,
+    sink: &mut dyn NodeSink,
+    sealer: &mut Sealer,
+    root: &Reference,
+) -> Result<Reference, ApplyError> {
+    let mut nodes = BTreeMap::new();
+    for (number, gap) in (0..).zip(gaps) {
+        let levels = gap.stand_ins(number)?;
+        if let Some(lost) = levels.last() {
+            nodes.insert(gap.node, Arc::clone(lost));
+        }
+        let below = (0..).zip(levels);
+        nodes.extend(below.map(|(level, node)| (nowhere(number, level).id, node)));
+    }
+    let source = StandIns { source, nodes };
+    let edits = gaps.iter().map(|gap| Edit::Clear(gap.range()));
+    apply_by(rules, &source, sink, sealer, Some(root), edits)
 }
 
 fn search(
@@ -189,33 +194,28 @@ fn owner(key: &Key) -> Option<Inode> {
     }
 }
 
-/// A source that has nodes in place of a lost one. All their entries are cleared, so that no new node names them.
-struct StandIn<'a> {
+/// A source that has nodes in place of lost ones. All their entries are cleared, so that no new node names them.
+struct StandIns<'a> {
     source: &'a dyn NodeSource,
-    lost: ObjectId,
-    /// From the leaf up; the last one stands for what is lost.
-    levels: Vec<Arc<Node>>,
+    nodes: BTreeMap<ObjectId, Arc<Node>>,
 }
 
-impl NodeSource for StandIn<'_> {
+impl NodeSource for StandIns<'_> {
     fn node(&self, reference: &Reference) -> Option<Arc<Node>> {
-        if reference.id == self.lost {
-            return self.levels.last().cloned();
+        match self.nodes.get(&reference.id) {
+            Some(node) => Some(Arc::clone(node)),
+            None => self.source.node(reference),
         }
-        let below = (0..).zip(&self.levels);
-        for (level, node) in below {
-            if reference.id == nowhere(level).id {
-                return Some(Arc::clone(node));
-            }
-        }
-        self.source.node(reference)
     }
 }
 
 /// Stands for an object that nobody has: ids of objects are hashes.
-fn nowhere(number: u8) -> Reference {
+fn nowhere(gap: u32, level: u8) -> Reference {
+    let mut id = [u8::MAX; 32];
+    id[..4].copy_from_slice(&gap.to_le_bytes());
+    id[4] = level;
     Reference {
-        id: ObjectId::from_bytes([number; 32]),
+        id: ObjectId::from_bytes(id),
         key: BlockKey::from_bytes([0; 32]),
         len: 1,
     }

@@ -27,7 +27,7 @@ pub mod value;
 pub use apply::{ApplyError, Edit, apply};
 pub use boundary::{Boundary, name_hash};
 pub use diff::{Diff, Difference, diff};
-pub use gap::Gap;
+pub use gap::{Gap, cut_out};
 pub use key::{Fact, Inode, Key, KeyParts, KeyRange, NameHash};
 pub use load::Loader;
 pub use node::{Node, NodeError};

@@ -56,7 +56,7 @@ fn a_tree_without_a_lost_node_is_the_tree_of_the_other_keys() {
         let at_hand = at_hand.copied().collect();
         *memory.at_hand.borrow_mut() = Some(at_hand);
         let mut written = Written::default();
-        let cut = memory.cut_out(gap, &root, &mut written);
+        let cut = memory.cut_out(&found, &root, &mut written);
         *memory.at_hand.borrow_mut() = None;
         let Some((first, last)) = gap.contents() else {
             assert!(cut.is_err());
@@ -94,4 +94,25 @@ fn a_lost_root_is_no_gap() {
     let mut memory = Memory::small();
     let root = memory.root_of(&files());
     assert_eq!(Gap::find(&memory, &root, &BTreeSet::from([root.id])), []);
+}
+
+#[test]
+fn lost_neighbours_are_cut_out_together() {
+    let mut memory = Memory::small();
+    let model = files();
+    let root = memory.root_of(&model);
+    let mut all = Vec::new();
+    nodes(&memory, &root, &mut all);
+    all.retain(|lost| memory.objects[&lost.id].1.level() == 0);
+    let lost: BTreeSet<_> = all.iter().rev().take(20).map(|lost| lost.id).collect();
+    let gaps = Gap::find(&memory, &root, &lost);
+    assert_eq!(gaps.len(), lost.len());
+    let at_hand = memory.objects.keys().filter(|id| !lost.contains(id));
+    *memory.at_hand.borrow_mut() = Some(at_hand.copied().collect());
+    let mut written = Written::default();
+    let cut = memory.cut_out(&gaps, &root, &mut written);
+    *memory.at_hand.borrow_mut() = None;
+    let mut left = model;
+    left.retain(|key, _| !gaps.iter().any(|gap| gap.range().contains(key)));
+    assert_eq!(cut.unwrap(), memory.root_of(&left));
 }

@@ -10,6 +10,7 @@ use img_types::{KeyEpoch, ObjectId};
 use super::samples::BOUNDARY;
 use crate::apply::apply_by;
 use crate::boundary::Rules;
+use crate::gap::cut_out_by;
 use crate::{
     Absent, ApplyError, Edit, Key, KeyRange, Node, NodeSink, NodeSource, Value, open_node, range,
 };
@@ -83,16 +84,16 @@ impl Memory {
         result
     }
 
-    /// Cuts a gap out; what is written is not kept.
+    /// Cuts gaps out; what is written is not kept.
     pub(super) fn cut_out(
         &mut self,
-        gap: &crate::Gap,
+        gaps: &[crate::Gap],
         root: &Reference,
         written: &mut Written,
     ) -> Result<Reference, ApplyError> {
         let content = self.keys.content(KeyEpoch(0)).unwrap().clone();
         let mut sealer = std::mem::replace(&mut self.sealer, Sealer::new(content, KeyEpoch(0)));
-        let result = gap.cut_out_by(self.rules, self, written, &mut sealer, root);
+        let result = cut_out_by(self.rules, gaps, self, written, &mut sealer, root);
         self.sealer = sealer;
         result
     }
