@@ -23,7 +23,7 @@ mod view;
 pub use change::Change;
 pub use edits::{Edits, Layer};
 pub use generation::{Generation, GenerationId};
-pub use overlay::{Overlay, Piece};
+pub use overlay::{Overlay, Piece, Removed};
 pub use plan::{BlockPlan, Blocks, Dirty, DirtySource, InodePlan, SealPlan, plan};
 pub use policy::{BlockAction, decide};
 pub use ranges::INFINITY;

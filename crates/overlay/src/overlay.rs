@@ -1,10 +1,10 @@
 //! The stack of generations over a root.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use img_index::{Extent, Inode, Key, KeyRange};
+use img_index::{Extent, Inode, Key, KeyParts, KeyRange};
 use img_types::limits::{
     BLOCK_SIZE, GENERATION_DIRTY_MAX, GENERATION_EDITS_MAX, GENERATIONS_UNSEALED_MAX,
 };
@@ -61,6 +61,15 @@ impl Piece {
             | Self::Below { len, .. } => *len,
         }
     }
+}
+
+/// What later generations remove, seen from an earlier one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The inodes that go; their numbers never come again.
+    pub inodes: BTreeSet<Inode>,
+    /// All names that change, those of the inodes among them.
+    pub names: BTreeSet<Key>,
 }
 
 /// A checkout's local changes: closed generations under the one that is written to.
@@ -173,6 +182,20 @@ impl Overlay {
     /// the oldest is another one.
     pub fn drop_oldest(&mut self, id: GenerationId) -> Option<Arc<Generation>> {
         self.closed.pop_front_if(|oldest| oldest.id() == id)
+    }
+
+    /// What the generations after this one remove for good.
+    pub fn removed_after(&self, id: GenerationId) -> Removed {
+        let later = self.newest_first().filter(|later| later.id() > id);
+        let mut removed = Removed::default();
+        for generation in later {
+            let dropped = generation.files().filter(|(_, changes)| changes.dropped);
+            removed.inodes.extend(dropped.map(|(inode, _)| *inode));
+            let keys = generation.edits().keys().keys();
+            let names = keys.filter(|key| matches!(key.parts(), KeyParts::Entry { .. }));
+            removed.names.extend(names.cloned());
+        }
+        removed
     }
 
     /// The generation that is written to.

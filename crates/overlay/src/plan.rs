@@ -65,6 +65,18 @@ impl<'a> InodePlan<'a> {
         }
     }
 
+    /// Whether the generation says what each of these bytes is.
+    pub fn covers(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        for span in self.changes.ranges.within(start, end) {
+            if span.start > at {
+                break;
+            }
+            at = span.end;
+        }
+        at >= end
+    }
+
     /// How many bytes of the file lie in the arena.
     pub fn dirty_bytes(&self) -> u64 {
         self.changes.ranges.arena_bytes()
