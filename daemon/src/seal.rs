@@ -5,20 +5,23 @@
 //! map are then applied to the old root. Every new object is durable in the checkout's outbox when
 //! the seal returns. What a seal reads is local, except for index nodes that this device has never
 //! had or has evicted. It knows nothing of mounts, leases or commits, and may be repeated: the same
-//! generation over the same root gives the same root. See "Write" and "Checkpoint → commit" in
+//! generation over the same root gives the same root. What is lost for ever does not hold it up where nothing that
+//! stays needs it (see `gaps`). See "Write" and "Checkpoint → commit" in
 //! `docs/architecture.md`, and "Patches" in `docs/formats.md`.
 
 mod blocks;
 mod canvas;
 mod facts;
 mod files;
+mod gaps;
 mod nodes;
 mod patches;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use img_index::{ApplyError, Boundary, ReadError};
+use img_index::{ApplyError, Boundary, Gap, Inode, ReadError};
 use img_overlay::plan;
 use img_seal::{Reference, Sealed, Sealer};
 use img_store::{Keep, StoreError};
@@ -29,6 +32,7 @@ use tokio::runtime::Handle;
 use crate::objects::{FetchError, Objects};
 use crate::tree::Closed;
 
+pub use gaps::lost_contents;
 use nodes::Nodes;
 
 /// What a seal has made.
@@ -70,6 +74,12 @@ pub enum SealError {
     /// The map has no room for more.
     #[error("the image is too large")]
     TooLarge,
+    /// Parts of these files' contents are lost: neither this device nor the home has them.
+    #[error("parts of {} files exist neither on this device nor at home", .0.len())]
+    Lost(Vec<Inode>),
+    /// A part of the index is lost, with whatever it said about files; nothing more is known of a lost root.
+    #[error("a part of the list of files exists neither on this device nor at home")]
+    LostIndex(Option<Box<Gap>>),
     /// The daemon is ending.
     #[error("the daemon is ending")]
     Ending,
@@ -86,7 +96,7 @@ pub async fn seal_generation(
     boundary: &Boundary,
     checkout: CheckoutId,
 ) -> Result<SealedRoot, SealError> {
-    let sealing = Sealing {
+    let mut sealing = Sealing {
         objects: Arc::clone(objects),
         closed: closed.clone(),
         boundary: *boundary,
@@ -123,9 +133,32 @@ impl Made {
 }
 
 impl Sealing {
-    fn run(&self) -> Result<SealedRoot, SealError> {
+    fn run(&mut self) -> Result<SealedRoot, SealError> {
+        let sound = self.closed.base;
+        let mut lost = BTreeSet::new();
+        loop {
+            match self.attempt() {
+                Err(SealError::Fetch(FetchError::Missing(id) | FetchError::Corrupt(id)))
+                    if lost.insert(id) => {}
+                outcome => return outcome,
+            }
+            self.closed.base = sound;
+            let without = loop {
+                match self.without(&lost) {
+                    Err(SealError::Fetch(FetchError::Missing(id) | FetchError::Corrupt(id)))
+                        if lost.insert(id) => {}
+                    cut => break cut?,
+                }
+            };
+            self.closed.base = Some(without);
+        }
+    }
+
+    /// Seals over a root of which everything is expected to be had.
+    fn attempt(&self) -> Result<SealedRoot, SealError> {
         let plan = plan(&self.closed.generation);
         let mut edits = plan.edits().clone();
+        self.leave_out_removed(&mut edits)?;
         let facts = self.update_facts(plan, &mut edits)?;
         let mut made = self.seal_files(plan, &facts.resized, &mut edits)?;
 

@@ -1,20 +1,21 @@
 //! Files that are lost: parts of them exist neither on this device nor at home.
 //!
-//! A home that has lost objects takes no root that names them anew. Here is found which files those are, so that a
-//! person can decide to go on without them; and they are taken out of the checkout, so that its next root does not
-//! name them. Where a part of the index itself is lost nobody knows what was in it: that is refused.
+//! A home that has lost objects takes no root that names them anew, and a seal cannot do with nodes that are
+//! nowhere. Here is found which files those are, so that a person can decide to go on without them; and they are
+//! taken out of the checkout, so that its next root does not name them. Where a part of the list of files itself is
+//! lost nobody knows what was in it: that is refused, and said as far as it can be.
+
+mod names;
+mod sealing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use img_index::{
-    Inode, Key, KeyParts, KeyRange, Node, NodeSource, ReadError, Timestamp, Value, Xattr,
-};
+use img_index::{Gap, Inode, Key, KeyParts, Node, Value, Xattr};
 use img_proto::Class;
 use img_seal::Reference;
+use img_types::limits::BLOCK_SIZE;
 use img_types::{CheckoutId, ObjectId};
 use rustix::io::Errno;
 use serde_json::json;
@@ -24,9 +25,13 @@ use super::work::CommitError;
 use crate::error::{ApiError, Kind};
 use crate::images::paths::with_path;
 use crate::objects::{FetchError, Objects};
+use crate::seal::{SealError, lost_contents};
 use crate::stream::mend::Lacking;
 use crate::stream::{Lost, UploadError};
 use crate::tree::{Failure, Tree};
+
+use names::Names;
+pub(super) use sealing::{Place, seal_oldest};
 
 /// A root that the home does not take, because parts of it are lost.
 pub(super) struct Loss {
@@ -45,22 +50,25 @@ pub(super) struct LeftOut {
     pub(super) parent: Inode,
     pub(super) name: Vec<u8>,
     path: PathBuf,
-    inode: Inode,
-    /// Of the file in the root that names what is lost.
-    ctime: Timestamp,
     /// Nothing but this extended attribute.
     xattr: Option<Vec<u8>>,
 }
 
 /// What of a file is lost.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Contents,
-    Xattr(Vec<u8>),
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Parts {
+    /// Ranges of its bytes.
+    contents: Vec<(u64, u64)>,
+    /// Extended attributes, with the values that are lost.
+    xattrs: Vec<(Vec<u8>, Value)>,
 }
 
+/// Lost parts by file.
+type Files = BTreeMap<Inode, Parts>;
+
 impl Loss {
-    /// Takes what is lost out of the checkout, or says what it is.
+    /// Takes what is lost out of the checkout, or says what it is. Nothing of it is in the tree afterwards, so that
+    /// roots made from then on do not name it.
     ///
     /// # Errors
     /// Nobody wants that, or it cannot be done; [`CommitError::Forbidden`] names the files.
@@ -72,73 +80,87 @@ impl Loss {
             return Err(UploadError::Lost(lost).into());
         }
         let objects = self.shared.home.objects();
-        let Some(parts) = parts(objects, self.root, &lacking).await? else {
-            return Err(self.index_is_lost());
-        };
-        let files = names(objects, self.root, parts).await?;
-        let Some(tree) = &self.tree else {
-            return Err(self.files_are_lost(&files));
-        };
-        let mut gone = Vec::new();
-        for file in files.chunk_by(|a, b| (a.inode, &a.xattr) == (b.inode, &b.xattr)) {
-            match take_out(tree, file).await {
-                Ok(true) => gone.extend_from_slice(file),
-                // It was changed since: whether it is whole now is seen when that is sealed.
-                Ok(false) => {}
-                Err(error) if gone.is_empty() => return Err(error),
-                // What went is told; the next round meets the fault again.
-                Err(_) => break,
+        let files = match lost_parts(objects, self.root, &lacking).await {
+            Err(SealError::LostIndex(gap)) => {
+                let around = around(objects, self.root, gap.as_deref()).await;
+                let told = index_is_lost(&self.name, &self.dir, &around);
+                return Err(forbidden(told));
             }
-        }
+            Err(SealError::Fetch(error)) => return Err(error.into()),
+            Err(error) => return Err(forbidden(ApiError::failed(error))),
+            Ok(files) => files,
+        };
+        let Some(tree) = &self.tree else {
+            let names = Names::Root {
+                objects,
+                root: self.root,
+                unread: None,
+            };
+            let files = named(&files, &names.of(files.keys().copied().collect()).await?);
+            return Err(forbidden(files_are_lost(&self.name, &self.dir, &files)));
+        };
+        let taken = take_out(tree, files).await.map_err(forbidden)?;
         let stats = tree.stats();
-        if gone.is_empty() && !stats.changed && stats.closed == 0 {
-            return Err(self.files_are_open());
+        if !taken.any && !stats.changed && stats.closed == 0 {
+            // The tree stands on this root, and needs nothing that is lost of it.
+            return Err(UploadError::Lost(lost).into());
         }
-        Ok(gone)
+        Ok(taken.names)
     }
+}
 
-    fn files_are_lost(&self, files: &[LeftOut]) -> CommitError {
-        let json: Vec<_> = files.iter().map(LeftOut::to_json).collect();
-        let list = told(files);
-        let dir = self.dir.display();
-        let error = ApiError::new(
-            Kind::Corrupt,
-            format!(
-                "{} cannot be committed: parts of these files exist neither on this device nor at home.{list}\nEverything that is here is kept.",
-                self.name
-            ),
-            format!(
-                "Copy out of {dir} what can still be read of them; then `imgctl commit {dir} --branch NEW --partial` saves everything else as a new image and leaves them out."
-            ),
-        );
-        forbidden(error.with("lost", json))
-    }
+fn files_are_lost(name: &str, dir: &std::path::Path, files: &[LeftOut]) -> ApiError {
+    let json: Vec<_> = files.iter().map(LeftOut::to_json).collect();
+    let list = told(files);
+    let dir = dir.display();
+    let error = ApiError::new(
+        Kind::Corrupt,
+        format!(
+            "{name} cannot be committed: parts of these files exist neither on this device nor at home.{list}\nEverything that is here is kept."
+        ),
+        format!(
+            "Copy out of {dir} what can still be read of them; then `imgctl commit {dir} --branch NEW --partial` saves everything else as a new image and leaves them out."
+        ),
+    );
+    error.with("lost", json)
+}
 
-    fn index_is_lost(&self) -> CommitError {
-        forbidden(ApiError::new(
-            Kind::Corrupt,
-            format!(
-                "{} cannot be committed: a part of its list of files exists neither on this device nor at home. Everything that is here is kept.",
-                self.name
-            ),
-            format!(
-                "Copy out of {} what can be read, and make a new image of it with `imgctl create NEW --from FOLDER`.",
-                self.dir.display()
-            ),
-        ))
-    }
+fn index_is_lost(name: &str, dir: &std::path::Path, around: &[PathBuf]) -> ApiError {
+    let near = match around {
+        [] => String::new(),
+        paths => {
+            let paths: Vec<_> = paths.iter().map(|path| shown(path)).collect();
+            format!(" What is lost lay near {}.", paths.join(" and "))
+        }
+    };
+    ApiError::new(
+        Kind::Corrupt,
+        format!(
+            "{name} cannot be committed: a part of its list of files exists neither on this device nor at home.{near} Everything that is here is kept."
+        ),
+        format!(
+            "Copy out of {} what can be read, and make a new image of it with `imgctl create NEW --from FOLDER`.",
+            dir.display()
+        ),
+    )
+}
 
-    fn files_are_open(&self) -> CommitError {
-        let dir = self.dir.display();
-        forbidden(ApiError::new(
-            Kind::Busy,
-            format!(
-                "{} cannot be saved: parts of files that are deleted but still open exist neither on this device nor at home.",
-                self.name
-            ),
-            format!("Close the programs that use {dir}, and ask again."),
-        ))
-    }
+/// Where in the image a lost part of the list of files was: the paths next to it, as far as they can be told.
+async fn around(objects: &Arc<Objects>, root: Reference, gap: Option<&Gap>) -> Vec<PathBuf> {
+    let Some(gap) = gap else {
+        return Vec::new();
+    };
+    let (before, last) = gap.neighbours();
+    let inodes: BTreeSet<_> = before.into_iter().chain(last).collect();
+    let names = Names::Root {
+        objects,
+        root,
+        unread: Some(gap.range()),
+    };
+    // It only helps a person.
+    let found = names.of(inodes.clone()).await.unwrap_or_default();
+    let paths = inodes.into_iter().flat_map(|inode| found.of_inode(inode));
+    paths.map(|(_, _, path)| path).collect()
 }
 
 impl LeftOut {
@@ -157,31 +179,37 @@ fn told(files: &[LeftOut]) -> String {
     let paths: BTreeSet<_> = files.iter().map(|file| &file.path).collect();
     let mut list = String::new();
     for path in paths.iter().take(PATHS_TOLD_MAX) {
-        // A name may hold a line break or worse.
-        list.push_str(&format!(
-            "\n  {}",
-            path.display().to_string().escape_debug()
-        ));
+        list.push_str(&format!("\n  {}", shown(path)));
     }
     if paths.len() > PATHS_TOLD_MAX {
         list.push_str(&format!("\n  and {} more", paths.len() - PATHS_TOLD_MAX));
     }
+    if paths.is_empty() {
+        list.push_str("\n  files that have been deleted since");
+    }
     list
 }
 
-/// What is lost of which inode; nothing if a part of the index is lost itself.
-async fn parts(
+/// A path in a message: a name may hold a line break or worse.
+fn shown(path: &std::path::Path) -> String {
+    path.display().to_string().escape_debug().to_string()
+}
+
+/// What is lost of which file.
+async fn lost_parts(
     objects: &Arc<Objects>,
     root: Reference,
     lacking: &Lacking,
-) -> Result<Option<BTreeSet<(Inode, Part)>>, FetchError> {
+) -> Result<Files, SealError> {
     let lost: BTreeSet<ObjectId> = lacking.nowhere.iter().copied().collect();
     let here: BTreeSet<ObjectId> = lacking.here.iter().copied().collect();
-    let mut found = BTreeSet::new();
+    let mut files = Files::new();
+    let mut nodes = BTreeSet::new();
     let mut ways = vec![root];
     while let Some(reference) = ways.pop() {
         if lost.contains(&reference.id) {
-            return Ok(None);
+            nodes.insert(reference.id);
+            continue;
         }
         // The home has the others, with all that is below them.
         if !here.contains(&reference.id) {
@@ -195,165 +223,166 @@ async fn parts(
             }
             let (key, value) = node.entry(position);
             if value.references().any(|part| lost.contains(&part.id)) {
-                found.extend(part(&key, &value));
+                add_part(&mut files, &key, value);
             }
         }
     }
-    Ok(Some(found))
-}
-
-fn part(key: &Key, value: &Value) -> Option<(Inode, Part)> {
-    match (key.parts(), value) {
-        (KeyParts::Extent { inode, .. }, _) => Some((inode, Part::Contents)),
-        (KeyParts::Xattr { inode, name }, Value::Xattr(Xattr::Block(_))) => {
-            Some((inode, Part::Xattr(name.to_vec())))
-        }
-        _ => None,
-    }
-}
-
-/// All names of the files: one pass over the metadata finds their entries, one more for each level of folders
-/// above them. Only what is lost is kept in memory.
-async fn names(
-    objects: &Arc<Objects>,
-    root: Reference,
-    parts: BTreeSet<(Inode, Part)>,
-) -> Result<Vec<LeftOut>, FetchError> {
-    let mut entries: BTreeMap<Inode, Vec<(Inode, Vec<u8>)>> = BTreeMap::new();
-    let mut ctimes = BTreeMap::new();
-    let mut wanted: BTreeSet<Inode> = parts.iter().map(|(inode, _)| *inode).collect();
-    while !wanted.is_empty() {
-        let mut rest = metadata();
-        loop {
-            let some = listed(objects, root, &rest).await?;
-            let Some((last, _)) = some.last() else {
-                break;
-            };
-            rest.start = last.successor();
-            for (key, value) in &some {
-                match (key.parts(), value) {
-                    (KeyParts::Entry { parent, name, .. }, Value::Entry { inode, .. })
-                        if wanted.contains(inode) =>
-                    {
-                        let of_inode = entries.entry(*inode).or_default();
-                        of_inode.push((parent, name.to_vec()));
-                    }
-                    (KeyParts::Attributes(inode), Value::Attributes(attributes))
-                        if wanted.contains(&inode) =>
-                    {
-                        ctimes.insert(inode, attributes.ctime);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let above = wanted.iter().filter_map(|inode| entries.get(inode));
-        let above = above.flatten().map(|(parent, _)| *parent);
-        wanted = above
-            .filter(|parent| *parent != Inode::ROOT && !entries.contains_key(parent))
-            .collect();
-    }
-    let mut files = Vec::new();
-    for (inode, part) in parts {
-        let Some(ctime) = ctimes.get(&inode) else {
-            continue;
-        };
-        for (parent, name) in entries.get(&inode).into_iter().flatten() {
-            files.push(LeftOut {
-                parent: *parent,
-                name: name.clone(),
-                path: path(&entries, *parent, name),
-                inode,
-                ctime: *ctime,
-                xattr: match &part {
-                    Part::Contents => None,
-                    Part::Xattr(xattr) => Some(xattr.clone()),
-                },
-            });
+    if !nodes.is_empty() {
+        for (inode, range) in lost_contents(objects, root, nodes).await? {
+            files.entry(inode).or_default().contents.push(range);
         }
     }
     Ok(files)
 }
 
-fn path(
-    entries: &BTreeMap<Inode, Vec<(Inode, Vec<u8>)>>,
-    mut parent: Inode,
-    name: &[u8],
-) -> PathBuf {
-    let mut names = vec![name];
-    while parent != Inode::ROOT
-        && names.len() < DEPTH_MAX
-        && let Some((above, name)) = entries.get(&parent).and_then(|names| names.first())
-    {
-        names.push(name);
-        parent = *above;
-    }
-    let mut path = PathBuf::from("/");
-    path.extend(names.iter().rev().map(|name| OsStr::from_bytes(name)));
-    path
-}
-
-/// The keys of all metadata.
-fn metadata() -> KeyRange {
-    KeyRange {
-        start: KeyRange::open_unlinked().end,
-        end: KeyRange::data(Inode(0)).start,
+fn add_part(files: &mut Files, key: &Key, value: Value) {
+    match (key.parts(), value) {
+        (KeyParts::Extent { inode, offset }, _) => {
+            let end = offset + BLOCK_SIZE as u64;
+            files.entry(inode).or_default().contents.push((offset, end));
+        }
+        (KeyParts::Xattr { inode, name }, value @ Value::Xattr(Xattr::Block(_))) => {
+            let parts = files.entry(inode).or_default();
+            parts.xattrs.push((name.to_vec(), value));
+        }
+        _ => {}
     }
 }
 
-async fn listed(
-    objects: &Arc<Objects>,
-    root: Reference,
-    range: &KeyRange,
-) -> Result<Vec<(Key, Value)>, FetchError> {
-    loop {
-        match img_index::range(&**objects, &root, range, ENTRIES_AT_ONCE) {
-            Ok(some) => return Ok(some),
-            Err(ReadError::Absent(absent)) => {
-                objects.fetch_nodes(&absent.0, Class::Control).await?;
+/// The names of lost parts, one for each name of their files; the top folder has none but `/`.
+fn named(files: &Files, names: &names::Found) -> Vec<LeftOut> {
+    let mut left_out = Vec::new();
+    for (inode, parts) in files {
+        let contents = (!parts.contents.is_empty()).then_some(None);
+        let xattrs = parts.xattrs.iter().map(|(name, _)| Some(name.clone()));
+        for xattr in contents.into_iter().chain(xattrs) {
+            for (parent, name, path) in names.of_inode(*inode) {
+                left_out.push(LeftOut {
+                    parent,
+                    name,
+                    path,
+                    xattr: xattr.clone(),
+                });
             }
-            Err(ReadError::Misplaced(id)) => return Err(FetchError::Corrupt(id)),
         }
     }
+    left_out
+}
+
+/// What has been taken out of a tree.
+struct Taken {
+    /// Those of it that had a name.
+    names: Vec<LeftOut>,
+    any: bool,
+}
+
+/// Removes what the tree still needs of lost parts: files with all their names, extended attributes alone. Files
+/// that are open are gone for those who have them open, too; what has no name is dropped without a word.
+///
+/// # Errors
+/// Something else is in the way, or programs rename the files again and again.
+async fn take_out(tree: &Arc<Tree>, mut files: Files) -> Result<Taken, ApiError> {
+    let mut taken = Taken {
+        names: Vec::new(),
+        any: false,
+    };
+    for _ in 0..ROUNDS_MAX {
+        let names = Names::Tree(tree);
+        let names = names.of(files.keys().copied().collect()).await;
+        let names = names.map_err(cannot_be_left_out)?;
+        let mut moved = Files::new();
+        for (inode, parts) in files {
+            let whole = |xattrs: &[(Vec<u8>, Value)]| {
+                let part = Parts {
+                    contents: parts.contents.clone(),
+                    xattrs: xattrs.to_vec(),
+                };
+                named(&Files::from([(inode, part)]), &names)
+            };
+            match take_file(tree, inode, &parts.contents, &names).await {
+                Ok(true) => {
+                    taken.any = true;
+                    taken.names.extend(whole(&[]));
+                    continue;
+                }
+                Ok(false) => {}
+                Err(Errno::STALE) => {
+                    moved.insert(inode, parts);
+                    continue;
+                }
+                Err(errno) => return Err(cannot_be_left_out(errno)),
+            }
+            for (name, value) in &parts.xattrs {
+                let remove = |tree: &Tree| tree.take_out_xattr(inode, name, value);
+                if finish(tree, remove).await.map_err(cannot_be_left_out)? {
+                    taken.any = true;
+                    let part = Parts {
+                        contents: Vec::new(),
+                        xattrs: vec![(name.clone(), value.clone())],
+                    };
+                    let gone = named(&Files::from([(inode, part)]), &names);
+                    taken.names.extend(gone);
+                }
+            }
+        }
+        if moved.is_empty() {
+            return Ok(taken);
+        }
+        files = moved;
+    }
+    let names = Names::Tree(tree);
+    let names = names.of(files.keys().copied().collect()).await;
+    let left = named(&files, &names.unwrap_or_default());
+    Err(ApiError::new(
+        Kind::Busy,
+        format!(
+            "Lost files cannot be left out, programs rename them all the time:{}",
+            told(&left)
+        ),
+        "Close the programs that use them, and ask again.",
+    ))
+}
+
+async fn take_file(
+    tree: &Arc<Tree>,
+    inode: Inode,
+    contents: &[(u64, u64)],
+    names: &names::Found,
+) -> Result<bool, Errno> {
+    if contents.is_empty() {
+        return Ok(false);
+    }
+    let names = names.of_inode(inode);
+    let names: Vec<_> = names
+        .iter()
+        .map(|(parent, name, _)| (*parent, name.as_slice()))
+        .collect();
+    finish(tree, |tree| tree.take_out(inode, contents, &names)).await
+}
+
+/// Does something with a tree, and fetches what that needs.
+async fn finish<T>(
+    tree: &Arc<Tree>,
+    operation: impl Fn(&Tree) -> Result<T, Failure>,
+) -> Result<T, Errno> {
+    match operation(tree) {
+        Ok(done) => Ok(done),
+        Err(Failure::Refused(errno)) => Err(errno),
+        Err(Failure::Absent(wanted)) => Arc::clone(tree).repeat(wanted, operation).await,
+    }
+}
+
+fn cannot_be_left_out(error: impl std::fmt::Display) -> ApiError {
+    ApiError::failed(format!("Lost files cannot be left out: {error}"))
 }
 
 async fn node(objects: &Arc<Objects>, reference: &Reference) -> Result<Arc<Node>, FetchError> {
+    use img_index::NodeSource;
     loop {
         if let Some(node) = objects.node(reference) {
             return Ok(node);
         }
         objects.fetch_nodes(&[*reference], Class::Control).await?;
-    }
-}
-
-/// Removes all names of a file, or an attribute of it; tells whether it was as it had been sealed.
-async fn take_out(tree: &Arc<Tree>, file: &[LeftOut]) -> Result<bool, CommitError> {
-    let Some(first) = file.first() else {
-        return Ok(false);
-    };
-    let (inode, ctime) = (first.inode, first.ctime);
-    let names: Vec<_> = file
-        .iter()
-        .map(|name| (name.parent, name.name.as_slice()))
-        .collect();
-    let remove = |tree: &Tree| match &first.xattr {
-        Some(_) if tree.attributes(inode)?.attributes.ctime != ctime => Err(Errno::STALE.into()),
-        Some(name) => tree.remove_xattr(inode, name),
-        None => tree.unlink_unchanged(inode, ctime, &names),
-    };
-    let removed = match remove(tree) {
-        Ok(()) => Ok(()),
-        Err(Failure::Refused(errno)) => Err(errno),
-        Err(Failure::Absent(wanted)) => Arc::clone(tree).repeat(wanted, remove).await,
-    };
-    match removed {
-        Ok(()) => Ok(true),
-        // Somebody was faster.
-        Err(Errno::NOENT | Errno::NODATA | Errno::STALE) => Ok(false),
-        Err(error) => Err(forbidden(ApiError::failed(format!(
-            "{} cannot be left out: {error}",
-            first.path.display()
-        )))),
     }
 }
 
@@ -363,10 +392,8 @@ fn forbidden(error: ApiError) -> CommitError {
 
 /// Paths that a message names; all of them are in its JSON.
 const PATHS_TOLD_MAX: usize = 10;
-/// Entries of the index that are looked at together.
-const ENTRIES_AT_ONCE: usize = 4_096;
-/// Folders above a file: more than any path that a program can name.
-const DEPTH_MAX: usize = 4_096;
+/// How often names are looked for that have gone when they are to be removed.
+const ROUNDS_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -377,11 +404,6 @@ mod tests {
             parent: Inode::ROOT,
             name: Vec::new(),
             path: path.into(),
-            inode: Inode(2),
-            ctime: Timestamp {
-                seconds: 0,
-                nanos: 0,
-            },
             xattr: None,
         }
     }
@@ -394,17 +416,18 @@ mod tests {
         let list = told(&many);
         assert_eq!(list.lines().count(), PATHS_TOLD_MAX + 2);
         assert!(list.ends_with("and 90 more"), "{list}");
+        assert!(told(&[]).contains("deleted since"));
     }
 
     #[test]
-    fn a_path_goes_up_to_the_root_and_ends_in_a_circle_too() {
-        let (root, a, b) = (Inode::ROOT, Inode(2), Inode(3));
-        let up = BTreeMap::from([
-            (a, vec![(root, b"a".to_vec())]),
-            (b, vec![(a, b"b".to_vec())]),
-        ]);
-        assert_eq!(path(&up, b, b"file"), PathBuf::from("/a/b/file"));
-        let circle = BTreeMap::from([(a, vec![(b, b"a".to_vec())]), (b, vec![(a, b"b".to_vec())])]);
-        assert!(path(&circle, b, b"file").ends_with("file"));
+    fn a_lost_part_of_the_list_of_files_is_told_with_its_surroundings() {
+        let near = [PathBuf::from("/a/b"), PathBuf::from("/c")];
+        let told = index_is_lost("vm", "/mnt/vm".as_ref(), &near);
+        assert!(told.message.contains("near /a/b and /c."), "{told:?}");
+        assert!(
+            !index_is_lost("vm", "/mnt/vm".as_ref(), &[])
+                .message
+                .contains("near")
+        );
     }
 }

@@ -12,6 +12,7 @@ use img_seal::Reference;
 use img_store::StoreError;
 use img_types::{CheckoutId, CommitId, ImageId, ObjectId, Token};
 
+use super::lost::LeftOut;
 use super::opening::Claim;
 use super::{CommitRequest, Shared};
 use crate::commits::OpenCommit;
@@ -23,7 +24,7 @@ use crate::keeper::{KeeperError, luck};
 use crate::objects::{FetchError, Objects};
 use crate::seal::{SealError, SealedRoot, seal_generation};
 use crate::stream::{Draft, Sent, Settled, UploadError};
-use crate::tree::Tree;
+use crate::tree::{Closed, Tree};
 
 /// Why a generation is not a root yet.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,12 @@ pub(super) enum SealingError {
     Seal(#[from] SealError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// It needs what is lost; said for a person.
+    #[error("{}", .0.message)]
+    Lost(Box<ApiError>),
+    /// Lost files have been removed for it; sealed again, it is without them.
+    #[error("lost files have been left out")]
+    LeftOut(Vec<LeftOut>),
 }
 
 /// Why a root is no commit.
@@ -50,16 +57,14 @@ pub(super) enum CommitError {
     Forbidden(Box<ApiError>),
 }
 
-/// Seals the oldest closed generation of a tree, if there is one.
-pub(super) async fn seal_oldest(
+/// Seals a closed generation of a tree, its oldest one.
+pub(super) async fn seal(
     objects: Arc<Objects>,
     tree: Arc<Tree>,
+    closed: Closed,
     boundary: Boundary,
     checkout: CheckoutId,
-) -> Result<Option<(GenerationId, SealedRoot)>, SealingError> {
-    let Some(closed) = tree.closed_oldest() else {
-        return Ok(None);
-    };
+) -> Result<(GenerationId, SealedRoot), SealingError> {
     let generation = closed.generation.id();
     let sealed = seal_generation(&objects, &closed, &boundary, checkout).await?;
     let swapped = tokio::task::spawn_blocking(move || tree.sealed(generation, sealed.root)).await;
@@ -67,7 +72,7 @@ pub(super) async fn seal_oldest(
         Ok(swapped) => swapped?,
         Err(_) => return Err(SealError::Ending.into()),
     }
-    Ok(Some((generation, sealed)))
+    Ok((generation, sealed))
 }
 
 /// A root that is to become a commit.
@@ -404,6 +409,7 @@ pub(super) fn explain_sealing(error: &SealingError) -> ApiError {
     let message =
         format!("Changes are not sealed yet: {error}. They are kept, and it is tried again.");
     match error {
+        SealingError::Lost(told) => ApiError::clone(told),
         SealingError::Seal(SealError::Fetch(FetchError::Away)) => ApiError::away(&message),
         SealingError::Seal(SealError::Store(StoreError::NoRoom)) => {
             ApiError::new(Kind::NoRoom, message, "Make room on this device.")

@@ -32,7 +32,7 @@ use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::branching::{Branched, Onward};
-use super::lost::LeftOut;
+use super::lost::{LeftOut, Place, seal_oldest};
 use super::status::{Cut, View};
 use super::work::{self, CommitError, SealingError};
 use super::{CommitRequest, Shared};
@@ -112,6 +112,8 @@ pub(super) struct Worker {
     sealing: Option<JoinHandle<Sealed>>,
     seal_again: Option<Instant>,
     streaming: Option<JoinHandle<Streamed>>,
+    /// Lost files that a seal has left out for a commit that waits for it, as they are told.
+    left_out: Vec<Value>,
     /// Generations sealed since the outbox was last trimmed.
     untrimmed: u32,
     farewell: Option<JoinHandle<Result<(), CallError>>>,
@@ -211,6 +213,7 @@ impl Worker {
             sealing: None,
             seal_again: None,
             streaming: None,
+            left_out: Vec::new(),
             // Whatever the daemon that ended left.
             untrimmed: TRIM_AFTER,
             farewell: None,
@@ -336,6 +339,7 @@ impl Worker {
                 self.cut_waiting();
             }
             Happened::Sealed(Ok(None)) => {}
+            Happened::Sealed(Err(SealingError::LeftOut(left_out))) => self.left_out_early(&left_out),
             Happened::Sealed(Err(error)) => {
                 tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
                 let told = work::explain_sealing(&error);
@@ -416,12 +420,15 @@ impl Worker {
             && let Some(tree) = &self.tree
             && tree.closed_oldest().is_some()
         {
-            self.sealing = Some(tokio::spawn(work::seal_oldest(
-                Arc::clone(self.shared.home.objects()),
-                Arc::clone(tree),
-                self.descriptor.boundary,
-                self.checkout,
-            )));
+            let place = Place {
+                shared: Arc::clone(&self.shared),
+                checkout: self.checkout,
+                boundary: self.descriptor.boundary,
+                name: self.name.clone(),
+                dir: self.dir.clone(),
+                leaves_out: self.leaves_out(),
+            };
+            self.sealing = Some(tokio::spawn(seal_oldest(place, Arc::clone(tree))));
         }
         self.start_onward().await;
         self.start_commit();

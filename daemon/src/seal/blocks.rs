@@ -140,7 +140,15 @@ impl Sealing {
         let left = base.patches.len() - folded.len();
         if left == PATCHES_MAX {
             let reading = read_block(&self.objects, base, Class::Demand);
-            let content = self.runtime.block_on(reading)?;
+            let content = self
+                .runtime
+                .block_on(reading)
+                .map_err(|error| match error {
+                    FetchError::Missing(_) | FetchError::Corrupt(_) => {
+                        SealError::Lost(vec![job.inode])
+                    }
+                    error => error.into(),
+                })?;
             return self.merge(job, &content, sealer);
         }
         let mut canvas = Canvas::over(&[]);

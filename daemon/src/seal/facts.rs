@@ -46,7 +46,9 @@ impl Sealing {
             next_inode = next_inode.max(next);
         }
 
-        let inodes: Vec<Inode> = changed_inodes(plan, edits).into_iter().collect();
+        let mut inodes = changed_inodes(plan, edits);
+        inodes.extend(&self.closed.removed.inodes);
+        let inodes: Vec<Inode> = inodes.into_iter().collect();
         for inodes in inodes.chunks(LOOK_UPS_MAX) {
             let keys: Vec<Key> = inodes.iter().copied().map(Key::attributes).collect();
             let olds = nodes.look_up(&keys)?;

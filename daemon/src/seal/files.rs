@@ -34,9 +34,10 @@ impl Sealing {
         resized: &BTreeSet<Inode>,
         edits: &mut Edits,
     ) -> Result<Made, SealError> {
-        let changed: BTreeSet<Inode> = plan.inodes().map(|file| file.inode).collect();
-        let mut files = plan
-            .inodes()
+        let removed = &self.closed.removed.inodes;
+        let stay = || plan.inodes().filter(|file| !removed.contains(&file.inode));
+        let changed: BTreeSet<Inode> = stay().map(|file| file.inode).collect();
+        let mut files = stay()
             .map(|file| (file.inode, Some(file)))
             .chain(resized.difference(&changed).map(|inode| (*inode, None)));
         let mut batch = Batch {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use img_index::{Key, Node, NodeSink, NodeSource, ReadError, Value, get};
+use img_index::{Key, KeyRange, Node, NodeSink, NodeSource, ReadError, Value, get};
 use img_proto::Class;
 use img_seal::{Reference, Sealed};
 use tokio::runtime::Handle;
@@ -57,6 +57,23 @@ impl<'a> Nodes<'a> {
     /// Looks one key up in the root.
     pub(super) fn value(&self, key: Key) -> Result<Option<Value>, SealError> {
         Ok(self.look_up(&[key])?.pop().flatten())
+    }
+
+    /// Lists at most `limit` entries of a range of the root.
+    pub(super) fn range(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Key, Value)>, SealError> {
+        let Some(root) = &self.root else {
+            return Ok(Vec::new());
+        };
+        loop {
+            match img_index::range(self, root, range, limit) {
+                Err(ReadError::Absent(absent)) => self.fetch(&absent.0)?,
+                listed => return Ok(listed?),
+            }
+        }
     }
 
     /// Brings nodes to this device. A part of the index that was never looked at may be at the home

@@ -6,12 +6,13 @@
 //! acknowledged can no longer be vouched for, and recovery starts from the journal.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use img_index::{Fact, Key, Value};
-use img_overlay::{Change, Generation, GenerationId};
+use img_overlay::{Change, Generation, GenerationId, Removed};
 use img_seal::Reference;
 use rusqlite::ErrorCode;
 use rustix::io::Errno;
@@ -52,6 +53,8 @@ pub struct Closed {
     pub arena: Arc<Arena>,
     /// The root below it.
     pub base: Option<Reference>,
+    /// What is left out because later generations remove it; nothing unless a seal cannot do with it.
+    pub removed: Removed,
 }
 
 /// The journal and what it has.
@@ -140,10 +143,21 @@ impl Tree {
         let generation = Arc::clone(state.overlay.closed().next()?);
         let arena = Arc::clone(state.arenas.get(&generation.id())?);
         Some(Closed {
-            generation,
             arena,
             base: state.root,
+            removed: match self.lacks.load(Ordering::Relaxed) {
+                true => state.overlay.removed_after(generation.id()),
+                false => Removed::default(),
+            },
+            generation,
         })
+    }
+
+    /// The generation to seal next, without the files that have been removed since. Later ones are without such files
+    /// as well, so that none comes back which its base has not got.
+    pub fn closed_oldest_without_removed(&self) -> Option<Closed> {
+        self.lacks.store(true, Ordering::Relaxed);
+        self.closed_oldest()
     }
 
     /// Waits until a generation has been closed, by a checkpoint or by its size.

@@ -13,8 +13,10 @@ mod data;
 mod durable;
 mod handles;
 mod listing;
+mod lost;
 mod names;
 mod objects;
+mod patience;
 mod pending;
 mod prefetch;
 mod restore;
@@ -30,6 +32,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
@@ -38,7 +41,6 @@ use img_overlay::{Change, GenerationId, Overlay};
 use img_proto::Class;
 use img_seal::Reference;
 use img_types::ObjectId;
-use img_types::limits::DEMAND_TIMEOUT;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -59,6 +61,7 @@ pub use xattrs::SetXattr;
 use crate::arena::Arena;
 use crate::journal::{Head, Journal, JournalError};
 use durable::{Flusher, Log};
+use patience::Patience;
 use pending::Pending;
 use prefetch::Prefetch;
 use room::Room;
@@ -139,6 +142,9 @@ pub struct Tree {
     flusher: Flusher,
     prefetch: Prefetch,
     closed: Notify,
+    patience: Patience,
+    /// Whether a seal could not do with everything that generations hold: parts of it are lost.
+    lacks: AtomicBool,
 }
 
 impl Tree {
@@ -232,6 +238,8 @@ impl Tree {
             prefetch: Prefetch::start(Arc::clone(&source), runtime),
             source,
             closed: Notify::new(),
+            patience: Patience::default(),
+            lacks: AtomicBool::new(false),
         });
         if let Err(Failure::Absent(wanted)) = tree.prepare() {
             let preparing = Arc::clone(&tree);
@@ -245,7 +253,7 @@ impl Tree {
     }
 
     /// Repeats an operation until it finishes, fetching what it finds absent and making room on the disk;
-    /// EIO if that takes longer than [`DEMAND_TIMEOUT`], ENOSPC if there is no room to be made.
+    /// EIO if that takes longer than the patience for it, ENOSPC if there is no room to be made.
     ///
     /// # Errors
     /// The operation is refused, or something cannot be had in time.
@@ -254,7 +262,8 @@ impl Tree {
         first: Wanted,
         operation: impl Fn(&Self) -> Result<T, Failure>,
     ) -> Result<T, Errno> {
-        let deadline = tokio::time::Instant::now() + DEMAND_TIMEOUT;
+        let patience = self.patience.for_first(&first);
+        let deadline = tokio::time::Instant::now() + patience;
         let mut wanted = first;
         loop {
             let missing = std::mem::take(&mut wanted.room);
@@ -267,10 +276,14 @@ impl Tree {
                         tokio::time::sleep(AWAY_PAUSE).await;
                     }
                     Ok(Err(error)) => {
+                        if let SourceError::Away = error {
+                            self.patience.was_in_vain(&wanted, patience);
+                        }
                         tracing::warn!(%error, "a read fails: what it needs cannot be fetched");
                         return Err(Errno::IO);
                     }
                     Err(_) => {
+                        self.patience.was_in_vain(&wanted, patience);
                         tracing::warn!("a read fails: what it needs did not arrive in time");
                         return Err(Errno::IO);
                     }

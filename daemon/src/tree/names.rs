@@ -1,7 +1,7 @@
 //! Operations on names: look up, create, remove, rename, link.
 
 use img_index::value::SYMLINK_LEN_MAX;
-use img_index::{Attributes, FileKind, Inode, Key, KeyRange, Timestamp, Value};
+use img_index::{Attributes, FileKind, Inode, Key, KeyRange, Value};
 use rustix::io::Errno;
 
 use super::transaction::Transaction;
@@ -160,34 +160,6 @@ impl Tree {
         })
     }
 
-    /// Removes names of a file, all or none, if it is still as it was at `ctime`.
-    ///
-    /// # Errors
-    /// Something is absent, a name is not there, or (`ESTALE`) the file was changed or replaced since.
-    pub fn unlink_unchanged(
-        &self,
-        inode: Inode,
-        ctime: Timestamp,
-        names: &[(Inode, &[u8])],
-    ) -> Result<(), Failure> {
-        self.change(|transaction| {
-            if transaction.attributes(inode)?.ctime != ctime {
-                return Err(Errno::STALE.into());
-            }
-            for (parent, name) in names {
-                let name = Name::parse(transaction.state, name)?;
-                let entry = existing(transaction, *parent, &name)?;
-                if entry.inode != inode {
-                    return Err(Errno::STALE.into());
-                }
-                transaction.delete_entry(*parent, &name);
-                transaction.unlink_inode(entry)?;
-                transaction.touch_directory(*parent)?;
-            }
-            Ok(())
-        })
-    }
-
     /// Removes an empty directory.
     ///
     /// # Errors
@@ -325,7 +297,7 @@ fn vacant(
     }
 }
 
-fn existing(transaction: &Transaction<'_>, parent: Inode, name: &Name) -> Result<Entry, Failure> {
+pub(super) fn existing(transaction: &Transaction<'_>, parent: Inode, name: &Name) -> Result<Entry, Failure> {
     transaction.directory(parent)?;
     let entry = transaction.view().entry(parent, name)?;
     entry.ok_or_else(|| Errno::NOENT.into())

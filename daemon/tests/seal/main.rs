@@ -1,6 +1,7 @@
 //! Seals over real object stores: several devices, each with its own disk cache, and one home.
 
 mod chains;
+mod lost;
 mod model;
 
 use std::collections::BTreeMap;
@@ -301,6 +302,7 @@ impl Changes {
             generation,
             arena,
             base,
+            removed: Default::default(),
         }
     }
 

@@ -79,10 +79,12 @@ impl Worker {
             "unchanged": false,
             "branch": { "name": self.name, "image": self.image },
         });
+        let left_out = std::mem::take(&mut self.left_out);
         self.answer_upto(generation_max, |wish| {
             let mut answer = answer.clone();
             if wish.request.partial {
-                answer["left_out"] = json!(wish.left_out);
+                let all: Vec<_> = left_out.iter().chain(&wish.left_out).collect();
+                answer["left_out"] = json!(all);
             }
             Ok(answer)
         });

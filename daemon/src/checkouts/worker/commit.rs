@@ -254,14 +254,32 @@ impl Worker {
         }));
     }
 
-    /// Files that are lost have been taken out of the checkout: what was wanted is wanted of the state without them.
-    pub(super) fn left_out(&mut self, generation_max: u64, left_out: Vec<LeftOut>) {
-        tracing::warn!(checkout = %self.checkout.short(), files = left_out.len(), "lost files are left out of a branch");
-        for file in &left_out {
+    /// Whether somebody wants what is lost to be left out.
+    pub(super) fn leaves_out(&self) -> bool {
+        let waiting = self.waiting_cuts.iter().filter_map(|cut| cut.wish.as_ref());
+        let wished = self.wishes.iter().map(|wish| &wish.request);
+        let mut requests = waiting.map(|(request, _)| request).chain(wished);
+        requests.any(|request| request.partial)
+    }
+
+    /// A seal needed files that are lost, and they have been taken out of the checkout: it is made again at once.
+    pub(super) fn left_out_early(&mut self, left_out: &[LeftOut]) {
+        self.forget_left_out(left_out);
+        self.left_out.extend(left_out.iter().map(LeftOut::to_json));
+    }
+
+    fn forget_left_out(&self, left_out: &[LeftOut]) {
+        tracing::warn!(checkout = %self.checkout.short(), names = left_out.len(), "lost files are left out of a branch");
+        for file in left_out {
             if let Some(mounted) = &self.mounted {
                 block_in_place(|| mounted.forget_entry(file.parent, &file.name));
             }
         }
+    }
+
+    /// Files that are lost have been taken out of the checkout: what was wanted is wanted of the state without them.
+    pub(super) fn left_out(&mut self, generation_max: u64, left_out: Vec<LeftOut>) {
+        self.forget_left_out(&left_out);
         let generation = match self.cut("") {
             Ok((_, generation)) => generation,
             // What is sealed meanwhile still names them: they are found gone, and it is cut again.

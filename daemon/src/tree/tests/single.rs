@@ -274,35 +274,68 @@ fn inodes_are_never_used_twice() {
 }
 
 #[test]
-fn a_file_that_was_changed_or_replaced_is_not_taken_for_the_one_of_before() {
+fn only_what_still_needs_lost_contents_is_taken_out() {
     let place = Place::new();
     let old = file(&place, "name");
+    let block = vec![7; 65_536];
+    place
+        .run(|tree| tree.write(old, 0, &block.repeat(2), false))
+        .unwrap();
     place
         .run(|tree| tree.link(old, Inode::ROOT, b"again").map(drop))
         .unwrap();
-    let ctime = |inode| {
-        let shown = place.run(|tree| tree.attributes(inode)).unwrap();
-        shown.attributes.ctime
-    };
-    let before = ctime(old);
+    assert!(place.freeze());
+    place.seal();
     let names: [(Inode, &[u8]); 2] = [(Inode::ROOT, b"name"), (Inode::ROOT, b"again")];
-    let take = |inode, ctime| place.run(|tree| tree.unlink_unchanged(inode, ctime, &names));
-    place.run(|tree| tree.write(old, 0, b"new", false)).unwrap();
-    assert_eq!(take(old, before), Err(Errno::STALE));
-    // Under one of its names is another file: nothing goes.
-    let now = ctime(old);
+    let take = |inode, names: &[(Inode, &[u8])]| {
+        place.run(|tree| tree.take_out(inode, &[(0, 65_536)], names))
+    };
+    let found = |name: &[u8]| place.run(|tree| tree.lookup(Inode::ROOT, name)).unwrap();
+    // Not all of its names, or one that is another's: nothing goes.
+    assert_eq!(take(old, &names[..1]), Err(Errno::STALE));
+    assert_eq!(take(old, &[]), Err(Errno::STALE));
     place
         .run(|tree| tree.unlink(Inode::ROOT, b"again"))
         .unwrap();
+    assert_eq!(take(old, &names), Err(Errno::STALE));
     let other = file(&place, "again");
-    assert_eq!(take(old, now), Err(Errno::STALE));
-    assert_eq!(take(old, ctime(old)), Err(Errno::STALE));
-    assert_eq!(take(other, ctime(other)), Err(Errno::STALE));
-    let found = |name: &[u8]| place.run(|tree| tree.lookup(Inode::ROOT, name)).unwrap();
+    assert_eq!(take(old, &names), Err(Errno::STALE));
     assert_eq!(found(b"name").map(|shown| shown.inode), Some(old));
     assert_eq!(found(b"again").map(|shown| shown.inode), Some(other));
-    let one = [names[0]];
-    let now = ctime(old);
-    let taken = place.run(|tree| tree.unlink_unchanged(old, now, &one));
-    assert_eq!((taken, found(b"name")), (Ok(()), None));
+    // What was written over as a whole is whole, and what is new was never lost.
+    place
+        .run(|tree| tree.write(other, 0, &block, false))
+        .unwrap();
+    assert_eq!(take(other, &names[1..]), Ok(false));
+    place.run(|tree| tree.write(old, 1, &block, false)).unwrap();
+    let access = Access::default();
+    place.run(|tree| tree.open(old, access)).unwrap();
+    assert_eq!(take(old, &names[..1]), Ok(true));
+    assert_eq!(found(b"name"), None);
+    let read = place.run(|tree| tree.read_data(old, 0, 1));
+    assert_eq!(
+        read,
+        Err(Errno::NOENT),
+        "never zeros in place of what is lost"
+    );
+    assert_eq!(take(old, &[]), Ok(false));
+}
+
+#[test]
+fn a_lost_file_without_a_name_is_dropped_although_it_is_open() {
+    let place = Place::new();
+    let open = file(&place, "open");
+    place
+        .run(|tree| tree.write(open, 0, &[7; 65_536], false))
+        .unwrap();
+    assert!(place.freeze());
+    place.seal();
+    place
+        .run(|tree| tree.open(open, Access::default()))
+        .unwrap();
+    place.run(|tree| tree.unlink(Inode::ROOT, b"open")).unwrap();
+    let take = || place.run(|tree| tree.take_out(open, &[(0, 65_536)], &[]));
+    assert_eq!(take(), Ok(true));
+    assert_eq!(take(), Ok(false));
+    assert!(place.run(|tree| tree.attributes(open)).is_err());
 }
