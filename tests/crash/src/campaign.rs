@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use crate::disk::Way;
 use crate::gate::Fault;
@@ -65,7 +65,7 @@ impl Campaign {
         let luck = &mut Luck::new(self.seed ^ point_of(fault).rotate_left(20));
         self.stage.begin(self.scenario.victim, fault)?;
         let visited = match self.scenario.victim {
-            Place::Home => bail!("no play crashes the home yet"),
+            Place::Home => self.home(fault, way, luck, &mut ledger),
             _ => self.device(fault, way, luck, &mut ledger),
         };
         let visited = visited.and_then(|visit| {
@@ -77,6 +77,7 @@ impl Campaign {
         visited
     }
 
+    /// The victim's play ends with it; it is started again afterwards.
     fn device(
         &mut self,
         fault: Fault,
@@ -87,36 +88,144 @@ impl Campaign {
         let victim = self.scenario.victim;
         let trigger = self.stage.disk(victim)?.trigger();
         let played = (self.scenario.play)(&mut self.stage.cast, ledger);
-        let counted = trigger.counted();
-        let hit = trigger.hit();
+        let (counted, hit) = (trigger.counted(), trigger.hit());
         if hit.is_none() {
             played.context("the play fails by itself")?;
         }
-        if let (Fault::FailSync(_), Some(step)) = (fault, &hit) {
-            self.ends_by_itself()
-                .with_context(|| format!("after a failed {step}"))?;
+        let a = &mut self.stage.cast.a;
+        if let (Fault::FailSync(_), Some(step), Place::A) = (fault, &hit, victim) {
+            ensure!(
+                has_ended(STOP_MAX, || a.has_ended())?,
+                "the daemon goes on after a {step} that failed"
+            );
         }
         trigger.disarm();
-        self.stage.crash(victim, way, luck)?;
-        self.stage
-            .cast
-            .a
-            .restart()
-            .with_context(|| format!("after {hit:?}"))?;
+        // A full disk is no crash: with room again the same process goes on.
+        let goes_on =
+            matches!(fault, Fault::Full(_)) && (victim == Place::Vault || !a.has_ended()?);
+        if !goes_on {
+            self.stage.crash(victim, way, luck)?;
+            if victim == Place::A {
+                let restarted = self.stage.cast.a.restart();
+                restarted.with_context(|| format!("after {hit:?}"))?;
+            }
+        }
         Ok(Visit { counted, hit })
     }
 
-    /// A process that cannot make durable what it promised must stop rather than pretend.
-    fn ends_by_itself(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < STOP_MAX {
-            if self.stage.cast.a.has_ended()? {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        bail!("the daemon goes on")
+    /// The home comes back while the devices still play, and they must get to their end.
+    fn home(
+        &mut self,
+        fault: Fault,
+        way: Way,
+        luck: &mut Luck,
+        ledger: &mut Ledger,
+    ) -> Result<Visit> {
+        let play = self.scenario.play;
+        let (cast, mut crew) = self.stage.split(Place::Home)?;
+        let trigger = crew.disk()?.trigger();
+        let (played, crew) = std::thread::scope(|scope| {
+            let crew = scope.spawn(|| {
+                let was_hit = trigger.wait_for_hit();
+                if !matches!(fault, Fault::Full(_)) {
+                    if was_hit && !matches!(fault, Fault::Kill(_)) {
+                        let has_ended = has_ended(STOP_MAX, || crew.home.has_ended())?;
+                        ensure!(
+                            has_ended || !matches!(fault, Fault::FailSync(_)),
+                            "the home goes on after a sync that failed"
+                        );
+                    }
+                    crew.crash(way, luck)?;
+                } else if was_hit {
+                    std::thread::sleep(FULL_FOR);
+                    trigger.disarm();
+                }
+                Ok(crew)
+            });
+            let played = play(cast, ledger);
+            trigger.end();
+            (played, crew.join().expect("the crew does not panic"))
+        });
+        let (counted, hit) = (trigger.counted(), trigger.hit());
+        let disk = crew.with_context(|| format!("after {hit:?}"))?.leave()?;
+        self.stage.join(Place::Home, disk);
+        played.with_context(|| format!("the play, with {hit:?}"))?;
+        Ok(Visit { counted, hit })
     }
+}
+
+/// Whether a process ends within this time.
+fn has_ended(within: Duration, mut ask: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let begun = Instant::now();
+    while begun.elapsed() < within {
+        if ask()? {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(false)
+}
+
+/// A way to go wrong that is tried at every point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// The process is killed and the power is cut, in each of three ways.
+    Cut,
+    /// One step fails with EIO, and the power is cut when the play has ended.
+    ErrorOnce,
+    /// All steps from one on fail with EIO, and the power is cut when the play has ended.
+    Errors,
+    /// One sync fails: the process must stop.
+    FailedSync,
+    /// From one step on there is no room, for a while.
+    Full,
+}
+
+impl Trial {
+    /// All trials.
+    pub const ALL: [Self; 5] = [
+        Self::Cut,
+        Self::ErrorOnce,
+        Self::Errors,
+        Self::FailedSync,
+        Self::Full,
+    ];
+
+    /// What the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cut => "power cut",
+            Self::ErrorOnce => "EIO once",
+            Self::Errors => "EIO from then on",
+            Self::FailedSync => "sync fails",
+            Self::Full => "disk full",
+        }
+    }
+
+    /// How many points there are.
+    pub fn points(self, (steps, syncs): (u64, u64)) -> u64 {
+        match self {
+            Self::FailedSync => syncs,
+            _ => steps,
+        }
+    }
+
+    /// What is tried at a point.
+    pub fn faults(self, at: u64) -> Vec<(Fault, Way)> {
+        match self {
+            Self::Cut => Way::ALL.map(|way| (Fault::Kill(at), way)).to_vec(),
+            Self::ErrorOnce => vec![(Fault::FailOnce(at), Way::Nothing)],
+            Self::Errors => vec![(Fault::FailFrom(at), Way::Nothing)],
+            Self::FailedSync => vec![(Fault::FailSync(at), Way::Nothing)],
+            Self::Full => vec![(Fault::Full(at), Way::Nothing)],
+        }
+    }
+}
+
+/// So many points of `all`, evenly spread.
+pub fn spread(all: u64, wanted: u64) -> impl Iterator<Item = u64> {
+    let points = all.min(wanted);
+    (0..points).map(move |n| 1 + n * all / points)
 }
 
 fn point_of(fault: Fault) -> u64 {
@@ -130,5 +239,7 @@ fn point_of(fault: Fault) -> u64 {
     }
 }
 
-/// How long a process may take to stop after a sync that failed.
-const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long a process may take to stop after a step that failed.
+const STOP_MAX: Duration = Duration::from_secs(5);
+/// How long the home's disk is full.
+const FULL_FOR: Duration = Duration::from_millis(300);

@@ -85,13 +85,17 @@ impl Stage {
         })
     }
 
-    /// Ends everything in good order and keeps what is on the disks as the beginning of every visit.
+    /// Ends everything that runs in good order and keeps what is on the disks as the beginning of every visit.
     ///
     /// # Errors
     /// Something does not end, or cannot be read.
     pub fn save(&mut self) -> Result<()> {
-        self.cast.a.stop()?;
-        self.cast.b.stop()?;
+        for device in [&mut self.cast.a, &mut self.cast.b] {
+            if !device.has_ended()? {
+                device.stop()?;
+            }
+            process::unmount_below(&device.work());
+        }
         self.world.home.stop()?;
         for place in [Place::Home, Place::A, Place::B, Place::Vault] {
             let disk = match self.mounted.remove(&place) {
