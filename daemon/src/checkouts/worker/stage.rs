@@ -5,7 +5,7 @@
 //! waited for, so that it cannot arrive after the commit.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use img_lease::holder::Kind as LeaseKind;
 use img_proto::{Answer, Call, Refusal};
@@ -22,9 +22,15 @@ use crate::home::CallError;
 use crate::state::Stage;
 use crate::stream::{Draft, UploadError};
 
-/// A staging that is under way.
+/// A staging that is under way: the task that streams it and the worker that may stop it have one word on which of
+/// the two comes first.
+///
+/// ```text
+///  streaming ──the task sends──▶ sending ──the home lacks objects──▶ streaming
+///      └──the worker stops it──▶ stopped
+/// ```
 #[derive(Debug, Clone, Default)]
-pub(super) struct Staging(Arc<AtomicBool>);
+pub(super) struct Staging(Arc<AtomicU8>);
 
 impl Worker {
     /// Begins to stage the newest checkpoint that a person took, while nothing more important is to be done.
@@ -89,7 +95,7 @@ impl Worker {
         let Some(staging) = &self.staging else {
             return self.streaming.is_none();
         };
-        if staging.0.load(Ordering::Acquire) {
+        if !staging.stop() {
             return false;
         }
         if let Some(streaming) = self.streaming.take() {
@@ -120,6 +126,23 @@ impl Worker {
 }
 
 impl Staging {
+    /// Claims the right to send the record; false once it has been stopped.
+    fn send(&self) -> bool {
+        self.pass(STREAMING, SENDING)
+    }
+
+    /// Claims the right to stop it; false while the record is being sent.
+    fn stop(&self) -> bool {
+        self.pass(STREAMING, STOPPED)
+    }
+
+    fn pass(&self, from: u8, to: u8) -> bool {
+        let passed = self
+            .0
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        passed.is_ok()
+    }
+
     /// Tells the home of a record whose objects it has; nothing if it lacks some.
     async fn stage(&self, shared: &Shared, draft: &Draft) -> Result<Option<CommitId>, CommitError> {
         let (files, logical_bytes) = work::totals(&shared.home, draft.root).await?;
@@ -134,13 +157,14 @@ impl Staging {
         let call = Call::Stage {
             commit: commit.signed.to_bytes().into(),
         };
-        self.0.store(true, Ordering::Release);
-        let answer = shared.home.repeat(request, call).await;
-        self.0.store(false, Ordering::Release);
-        match answer {
+        if !self.send() {
+            return Err(UploadError::Interrupted.into());
+        }
+        match shared.home.repeat(request, call).await {
             Ok(Answer::Done) => Ok(Some(commit.id)),
             Ok(_) => Err(CallError::Protocol("no answer to a stage").into()),
             Err(CallError::Refused(Refusal::Incomplete { .. } | Refusal::SessionClosed)) => {
+                self.0.store(STREAMING, Ordering::Release);
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -148,5 +172,37 @@ impl Staging {
     }
 }
 
+/// Objects are brought home; the call comes after them.
+const STREAMING: u8 = 0;
+/// The call that names the record is under way.
+const SENDING: u8 = 1;
+/// It has been stopped, and sends nothing.
+const STOPPED: u8 = 2;
 /// Pause before a checkpoint that could not be staged is tried again.
 const STAGE_PAUSE: std::time::Duration = std::time::Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staging_is_sent_or_stopped_and_never_both() {
+        let staging = Staging::default();
+        assert!(
+            staging.stop() && !staging.send(),
+            "stopped while it streams"
+        );
+        let staging = Staging::default();
+        assert!(
+            staging.send() && !staging.stop(),
+            "waited for while it is sent"
+        );
+        for _ in 0..1_000 {
+            let staging = Staging::default();
+            let task = staging.clone();
+            let sent = std::thread::spawn(move || task.send());
+            let stopped = staging.stop();
+            assert_ne!(sent.join().unwrap(), stopped);
+        }
+    }
+}
