@@ -14,6 +14,8 @@ mod opening;
 mod processes;
 mod recovery;
 mod rivals;
+#[cfg(test)]
+mod scene;
 mod status;
 mod stealing;
 mod work;
@@ -21,6 +23,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use img_lease::holder::Kind as LeaseKind;
@@ -70,6 +73,8 @@ struct Shared {
     gone: Mutex<BTreeSet<ImageId>>,
     /// Where a branch that keeps an orphan's work has been looked for.
     searched: Mutex<BTreeSet<(CheckoutId, ImageId)>>,
+    /// Whether rivals are looked for again soon.
+    looks_later: AtomicBool,
 }
 
 /// What was last seen of an image.

@@ -24,6 +24,8 @@ use crate::stream::{Sent, UploadError};
 /// An image that a checkout goes on as.
 #[derive(Debug, Clone)]
 pub(super) struct Onward {
+    /// The image that it continues; a checkout that is of another by now does not go on as it.
+    pub(super) from: ImageId,
     pub(super) descriptor: OpenDescriptor,
     pub(super) first: OpenCommit,
     pub(super) granted: Granted,
@@ -79,7 +81,7 @@ impl CommitJob {
         for _ in 0..ROUNDS_MAX {
             match self.ask(&branch).await {
                 Ok((granted, request)) => {
-                    let onward = Onward::of_own(shared, branch, granted);
+                    let onward = Onward::of_own(shared, self.image, branch, granted);
                     let onward = onward.map_err(UploadError::from)?;
                     return Ok(Branched {
                         onward,
@@ -148,13 +150,19 @@ impl CommitJob {
 }
 
 impl Onward {
-    fn of_own(shared: &Shared, branch: NewBranch, granted: Granted) -> Result<Self, RecordError> {
+    fn of_own(
+        shared: &Shared,
+        from: ImageId,
+        branch: NewBranch,
+        granted: Granted,
+    ) -> Result<Self, RecordError> {
         let descriptor = branch.descriptor.to_bytes();
         let image = branch.image();
         let opened = shared
             .home
             .trusted(|trust| trust.open_descriptor(image, &descriptor));
         Ok(Self {
+            from,
             descriptor: opened?,
             first: branch.first,
             granted,

@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
@@ -63,6 +64,7 @@ impl Checkouts {
             seen: Mutex::new(BTreeMap::new()),
             gone,
             searched: Mutex::default(),
+            looks_later: AtomicBool::new(false),
         });
         for row in rows {
             let (checkout, dir) = (row.checkout, row.dir.clone());

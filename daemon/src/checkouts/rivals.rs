@@ -4,9 +4,12 @@
 //! proves nothing that a refusal would not: an epoch only grows, so a token of an earlier one is over.
 //!
 //! An image that is leased to a checkout which is of another image is a branch with the checkout's work, made by
-//! a thief or by this device just before its daemon ended; or what the checkout left behind when it branched.
+//! a thief or by this device just before its daemon ended; or what the checkout left behind when it branched. A
+//! checkout only ever goes on as a descendant of what it is of, so that it never comes back to what it has left.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use img_lease::Terms;
 use img_lease::holder::{Event as LeaseEvent, Granted, Holder, Kind as LeaseKind, Moment};
@@ -18,7 +21,7 @@ use super::stealing::NAMES_TRIED_MAX;
 use super::worker::Command;
 use super::{Checkout, CommitRequest, Shared, lock, work};
 use crate::commits::OpenCommit;
-use crate::error::Kind;
+use crate::error::{ApiError, Kind};
 use crate::images::Image;
 use crate::keeper::luck;
 
@@ -47,7 +50,7 @@ impl Shared {
             let Some(holder) = self.keeper.holder(checkout.id) else {
                 continue;
             };
-            let mut goes_on = false;
+            let (mut goes_on, mut unknown) = (false, false);
             for image in images {
                 let Some(lease) = image.row.lease.as_ref().filter(|lease| {
                     (lease.device, lease.checkout) == (self.home.device(), checkout.id)
@@ -57,44 +60,76 @@ impl Shared {
                 if image.row.image == holder.image() {
                     continue;
                 }
-                if self.keeps_work_of(image, &holder, images).await {
-                    goes_on = true;
-                    self.go_on(&checkout, image, lease, asked).await;
-                } else {
-                    self.leave(image, lease).await;
+                match self.keeps_work_of(image, &holder, images).await {
+                    Ok(true) => {
+                        goes_on = true;
+                        self.go_on(&checkout, &holder, image, lease, asked).await;
+                    }
+                    Ok(false) => self.leave(image, lease).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "what continues a checkout is looked for again");
+                        unknown = true;
+                        self.look_later();
+                    }
                 }
             }
             if !goes_on {
                 self.notice_rival(images, &holder).await;
+            }
+            if !goes_on && !unknown {
                 self.search_lost_branch(images, &checkout).await;
             }
         }
     }
 
-    /// Whether an image is a branch that continues what a checkout stands on.
-    async fn keeps_work_of(&self, image: &Image, holder: &Holder, images: &[Image]) -> bool {
+    /// Looks again after a while, once however often that is wanted meanwhile.
+    pub(super) fn look_later(self: &Arc<Self>) {
+        if self.looks_later.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(LOOK_PAUSE).await;
+            shared.looks_later.store(false, Ordering::Release);
+            shared.look_for_rivals().await;
+        });
+    }
+
+    /// Whether an image is a branch that continues what a checkout stands on: made of the image that the checkout
+    /// is of, or of a branch that was made of it for the same checkout, and so on. Whoever made them: what was left
+    /// of a branch that others took continues that branch, and a thief's may be stolen with a branch as well.
+    ///
+    /// # Errors
+    /// What lies in between is not known now, which proves nothing.
+    async fn keeps_work_of(
+        &self,
+        image: &Image,
+        holder: &Holder,
+        images: &[Image],
+    ) -> Result<bool, ApiError> {
         let Some(head) = image.head.as_ref().map(|head| head.record()) else {
-            return false;
+            return Ok(false);
         };
-        // A branch that a thief made of such a branch has another parent, but not this device's signature.
-        let fits =
-            head.seq == Seq(0) && head.checkout == holder.checkout() && image.row.epoch == Epoch(1);
-        if !fits || head.device != self.home.device() {
-            return fits;
+        if head.seq != Seq(0) || image.row.epoch != Epoch(1) {
+            return Ok(false);
         }
-        let Some(parent) = head.parent else {
-            return false;
-        };
-        // What was left of a branch that others took continues that branch.
-        let mut others = images.iter();
-        match others.find(|other| other.row.image == parent.image) {
-            _ if parent.image == holder.image() => true,
-            Some(lost) => {
-                let first = self.images.first_commit(lost).await;
-                first.is_ok_and(|first| self.is_of_work(&first, holder))
+        let (mut by, mut parent) = (head.checkout, head.parent);
+        // As many links as there are images: a home that shows a circle is not followed for ever.
+        for _ in images {
+            let Some(of) = parent.filter(|_| by == holder.checkout()) else {
+                return Ok(false);
+            };
+            if of.image == holder.image() {
+                return Ok(true);
             }
-            None => false,
+            let mut others = images.iter();
+            let Some(link) = others.find(|other| other.row.image == of.image) else {
+                return Ok(false);
+            };
+            let first = self.images.first_commit(link).await?;
+            (by, parent) = (first.record().checkout, first.record().parent);
         }
+        Ok(false)
     }
 
     /// Whether a commit is the first one of a branch that a thief made of a checkout's work.
@@ -106,11 +141,19 @@ impl Shared {
             && first.device != self.home.device()
     }
 
-    async fn go_on(&self, checkout: &Checkout, image: &Image, lease: &LeaseRow, asked: Moment) {
+    async fn go_on(
+        &self,
+        checkout: &Checkout,
+        holder: &Holder,
+        image: &Image,
+        lease: &LeaseRow,
+        asked: Moment,
+    ) {
         let (Some(first), Some(token)) = (image.head.clone(), self.token(lease)) else {
             return;
         };
         let onward = Onward {
+            from: holder.image(),
             descriptor: image.descriptor.clone(),
             granted: Granted {
                 token,
@@ -273,3 +316,9 @@ impl Shared {
         })
     }
 }
+
+/// Pause before the home is asked again for what it takes to judge a branch: whoever waits for it goes on meanwhile.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

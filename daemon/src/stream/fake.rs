@@ -10,7 +10,7 @@ use img_lease::holder::{Granted, Holder};
 use img_lease::{Caller, Head, ImageState, Proposal, Refused, Terms};
 use img_net::{Peer, RequestStream, Server, TlsIdentity, key_hash};
 use img_proto::frame::REQUEST_LEN_MAX;
-use img_proto::{Answer, Call, LeaseTerms, Refusal, Reply, Request, Standing, StealRow};
+use img_proto::{Answer, Call, ImageRow, LeaseTerms, Refusal, Reply, Request, Standing, StealRow};
 use img_records::{Receipt, Signed, SignedCommit, SigningSecret, commit_id};
 use img_store::Cache;
 use img_types::object::Parsed;
@@ -66,6 +66,10 @@ pub(crate) struct Inner {
     pub(crate) steal: Option<StealRow>,
     /// Says that it has these, although it has not.
     pub(crate) pretends: BTreeSet<ObjectId>,
+    /// What it shows as its images.
+    pub(crate) listed: Vec<ImageRow>,
+    /// First commits, as its logs show them; the log of another image fails.
+    pub(crate) firsts: BTreeMap<ImageId, Bytes>,
     peers: Vec<Peer>,
     position: u64,
 }
@@ -96,6 +100,8 @@ impl FakeHome {
             end_session: false,
             steal: None,
             pretends: BTreeSet::new(),
+            listed: Vec::new(),
+            firsts: BTreeMap::new(),
             peers: Vec::new(),
             position: 1,
         };
@@ -277,6 +283,20 @@ impl Inner {
                     })
                     .map_err(refusal)
             }
+            Call::Images { .. } => {
+                self.calls.push("images");
+                let (images, more) = (self.listed.clone(), false);
+                Ok(Answer::Images { images, more })
+            }
+            Call::Log { image, .. } => {
+                self.calls.push("log");
+                let first = self.firsts.get(&image).cloned();
+                let first = first.ok_or_else(|| Refusal::Internal("a fault on demand".into()));
+                first.map(|first| Answer::Log {
+                    commits: vec![(first.clone(), self.receipt(&first))],
+                    more: false,
+                })
+            }
             Call::StolenBy { .. } => Ok(Answer::StolenBy {
                 steal: self.steal.clone(),
             }),
@@ -331,18 +351,23 @@ impl Inner {
             self.position += 1;
         }
         self.commits.insert(commit, bytes.clone());
+        let receipt = self.receipt(&bytes);
+        Ok(Answer::Committed { receipt })
+    }
+
+    fn receipt(&self, commit: &[u8]) -> Bytes {
+        let signed = SignedCommit::decode(commit).unwrap();
         let at = standing(self.position);
         let receipt = Receipt {
             incarnation: at.incarnation,
             position: at.position,
             log_root: at.root,
-            image: record.image,
-            seq: record.seq,
-            commit,
+            image: signed.record.image,
+            seq: signed.record.seq,
+            commit: commit_id(&signed, &self.home),
         };
         let key = SigningSecret::from_bytes(HOME_SEED);
-        let receipt = Signed::sign(receipt, &self.home, &key).to_bytes().into();
-        Ok(Answer::Committed { receipt })
+        Signed::sign(receipt, &self.home, &key).to_bytes().into()
     }
 
     /// What is absent below a root.

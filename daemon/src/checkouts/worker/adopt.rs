@@ -21,9 +21,21 @@ use crate::state::{BranchedRow, Stage};
 impl Worker {
     /// Wants to go on as a branch that the home has leased to this checkout.
     pub(super) fn wish_onward(&mut self, onward: Onward) {
-        if self.image != onward.image() {
-            self.onward = Some(onward);
+        if self.image == onward.image() {
+            return;
         }
+        if self.image == onward.from {
+            self.onward = Some(onward);
+        } else {
+            // It continues what was left meanwhile.
+            self.look_again();
+        }
+    }
+
+    /// Asks the home what is leased to this checkout, so that what is not gone on as is given back.
+    fn look_again(&self) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.look_for_rivals().await });
     }
 
     /// Goes on as the branch that is wanted, once no commit of before is under way: the home may know it.
@@ -42,9 +54,12 @@ impl Worker {
         let left = self.name.clone();
         if let Err(error) = self.go_on(onward, contained).await {
             tracing::error!(checkout = %self.checkout.short(), %error, "a checkout does not go on as its branch");
+            self.shared.look_later();
             return;
         }
         tracing::info!(checkout = %self.checkout.short(), from = left, to = self.name, "a checkout goes on as a branch");
+        // Another one may have been wanted beside it.
+        self.look_again();
         if self.stage == Stage::Open && self.is_unsaved() {
             self.commit_the_rest();
         }
@@ -55,9 +70,15 @@ impl Worker {
         let left = Left::by(&self.shared, self.checkout);
         let (first, sent) = (branched.onward.first.clone(), branched.sent);
         if let Err(error) = self.go_on(branched.onward, generation_max).await {
+            // The branch is there: it is found in the home's list.
+            self.shared.look_later();
             let told = ApiError::failed(error);
             self.answer_upto(generation_max, |_| Err(told.clone()));
             return;
+        }
+        if self.onward.take().is_some() {
+            // A branch of what was left just now, by somebody who took that over.
+            self.look_again();
         }
         let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);
         tokio::spawn(async move {
@@ -116,9 +137,10 @@ impl Worker {
         keeper.keep(label, holder.clone()).await?;
         // The keeper may have written the lease of before in between.
         let encoded = keeper::encode(&holder);
-        state
-            .with(move |db| db.set_holder(checkout, &encoded))
-            .await?;
+        let rewritten = state.with(move |db| db.set_holder(checkout, &encoded));
+        if let Err(error) = rewritten.await {
+            tracing::warn!(%error, "a restart finds a branch at home and goes on as it once more");
+        }
         self.image = image;
         self.name = name;
         self.descriptor = onward.descriptor;
@@ -158,3 +180,6 @@ impl Worker {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,38 @@
+//! A checkout that several branches continue goes on as one of them.
+
+use img_types::RequestId;
+
+use super::*;
+use crate::checkouts::scene::{Scene, THIEF};
+use crate::stream::Sent;
+use crate::stream::fake::{CHECKOUT, IMAGE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_went_on_as_its_own_branch_is_not_pulled_onto_a_thiefs() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    let vm = scene.stolen();
+    let kept = scene.onward(IMAGE, &scene.branch(&vm, "kept", THIEF));
+    let mine = scene.branch(&vm, "mine", scene.device.home.device());
+    // The thief's is heard of while the own one is being made.
+    worker.wish_onward(kept.clone());
+    let branched = Branched {
+        onward: scene.onward(IMAGE, &mine),
+        sent: Sent::default(),
+        request: RequestId::from_bytes([1; 32]),
+    };
+    worker.branched(0, branched).await;
+    worker.start_onward().await;
+    assert_eq!(worker.image, mine.row.image);
+    // And once more, when it was judged before and arrives late.
+    worker.wish_onward(kept);
+    worker.start_onward().await;
+    assert_eq!(worker.image, mine.row.image);
+    let holder = scene.device.keeper.holder(CHECKOUT).unwrap();
+    assert_eq!(holder.image(), mine.row.image);
+
+    let further = scene.branch(&mine, "further", THIEF);
+    worker.wish_onward(scene.onward(mine.row.image, &further));
+    worker.start_onward().await;
+    assert_eq!(worker.image, further.row.image);
+}
