@@ -40,17 +40,30 @@ impl Worker {
         if !discard {
             self.refuse_to_lose()?;
         }
+        let was_mounted = self.mounted.is_some();
         self.reporter.phase(Phase::Unmount, None);
         self.unmount()?;
+        let begun = if discard {
+            self.begin_discard()
+        } else {
+            self.begin_last_commit()
+        };
+        if begun.is_err() && was_mounted {
+            self.mount_again();
+        }
+        begun
+    }
+
+    fn begin_discard(&mut self) -> Result<(), ApiError> {
+        // Durable before anything is dropped: if it cannot be, all goes on.
+        self.enter(Stage::Discarding)?;
+        self.discard();
+        Ok(())
+    }
+
+    fn begin_last_commit(&mut self) -> Result<(), ApiError> {
         // What was written between the look and the unmount is not lost either.
-        if !discard && let Err(error) = self.refuse_to_lose() {
-            self.mount()?;
-            return Err(error);
-        }
-        if discard {
-            self.discard();
-            return self.enter(Stage::Discarding);
-        }
+        self.refuse_to_lose()?;
         if let Some(tree) = self.tree.clone()
             && self.is_unsaved()
         {
@@ -66,6 +79,14 @@ impl Worker {
         self.enter(Stage::Releasing)?;
         self.wish_for_the_rest();
         Ok(())
+    }
+
+    /// Mounts after a release that did not come about, as before.
+    fn mount_again(&mut self) {
+        if let Err(failed) = self.mount() {
+            tracing::warn!(error = %failed, "a checkout is not mounted again");
+            self.set_problem(Some(failed.message));
+        }
     }
 
     /// A checkout that cannot commit is not closed while it holds changes.
@@ -173,12 +194,11 @@ impl Worker {
     /// The last commit was refused: the checkout stays, mounted as before.
     fn call_off_release(&mut self, error: ApiError) {
         if let Err(failed) = self.enter(Stage::Open) {
-            tracing::error!(error = %failed, "a release could not be called off");
-            return;
+            // A restart would try it once more, and be refused as well.
+            tracing::error!(error = %failed, "a release that is called off may be tried again");
+            self.stage = Stage::Open;
         }
-        if let Err(failed) = self.mount() {
-            tracing::warn!(error = %failed, "a checkout is not mounted again");
-        }
+        self.mount_again();
         // Whoever asked for it may have gone.
         self.set_problem(Some(format!("It could not be released. {}", error.message)));
         self.answer_release(|| Err(error.clone()));
@@ -304,3 +324,6 @@ fn remove_files(state: &State, home: &Home, checkout: CheckoutId) -> anyhow::Res
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
