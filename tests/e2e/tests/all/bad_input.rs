@@ -258,3 +258,52 @@ fn another_home_at_the_same_address_is_not_believed() -> Result<()> {
     })?;
     Ok(())
 }
+
+#[test]
+fn a_lost_file_without_a_name_does_not_keep_the_rest_from_being_saved() -> Result<()> {
+    let (mut world, laptop, desktop) = crate::leases::held()?;
+    fs::write(laptop.work().join("vm/big"), crate::leases::noise(1 << 20))?;
+    laptop.json(&["release", "vm"])?;
+    world.home.stop()?;
+    crate::leases::damage(&world)?;
+    world.home.start()?;
+    let mount = wait_for("a checkout", || {
+        let opened = desktop.imgctl(&["checkout", "vm"])?;
+        Ok(opened.ok().then(|| desktop.work().join("vm")))
+    })?;
+    let began = std::time::Instant::now();
+    ensure!(fs::read(mount.join("big")).is_err(), "it is lost");
+    ensure!(began.elapsed().as_secs() < 10, "that is known at once");
+
+    // Its new end is named by the next root, although no name leads to it any more.
+    let big = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(mount.join("big"))?;
+    big.write_all_at(b"more", 1 << 20)?;
+    fs::remove_file(mount.join("big"))?;
+    fs::write(mount.join("whole"), "2")?;
+    desktop.fails(7, &["commit", "vm", "--branch", "saved"])?;
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let saved = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                // A program that writes all the time.
+                let _ = fs::write(mount.join("busy"), "now");
+                std::thread::yield_now();
+            }
+        });
+        let saved = desktop.imgctl(&["commit", "vm", "--branch", "saved", "--partial", "--json"]);
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        saved
+    })?;
+    ensure!(saved.ok(), "{saved}");
+    let mut byte = [0];
+    ensure!(big.read_at(&mut byte, 0).is_err(), "never zeros");
+    drop(big);
+    desktop.json(&["release", "saved"])?;
+    let branch = laptop.checkout("saved", &[])?;
+    ensure!(fs::read_to_string(branch.join("whole"))? == "2");
+    ensure!(!branch.join("big").exists());
+    Ok(())
+}

@@ -49,7 +49,7 @@ fn told(states: &mpsc::Receiver<(String, Instant)>, wanted: &str) -> Result<Inst
 }
 
 /// A home with an image that the laptop has checked out, and a desktop.
-fn held() -> Result<(World, Device, Device)> {
+pub(crate) fn held() -> Result<(World, Device, Device)> {
     let world = World::new()?;
     let laptop = world.founder("laptop")?;
     laptop.json(&["create", "vm"])?;
@@ -398,7 +398,7 @@ fn a_deleted_image_is_remembered_while_the_home_is_away() -> Result<()> {
 }
 
 /// Random bytes, which no compression makes smaller.
-fn noise(len: usize) -> Vec<u8> {
+pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut content = vec![0; len];
     blake3::Hasher::new().finalize_xof().fill(&mut content);
     content
@@ -426,7 +426,7 @@ fn reads_that_another_machine_would_have_to_answer_fail_at_once() -> Result<()> 
 }
 
 /// Changes a byte of everything large that a home has stored.
-fn damage(world: &World) -> Result<()> {
+pub(crate) fn damage(world: &World) -> Result<()> {
     let mut damaged = 0;
     let mut folders = vec![
         world.home.dir().join("spool"),
