@@ -18,6 +18,7 @@ mod home;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -30,11 +31,10 @@ use rusqlite::Connection;
 
 pub use acknowledged::Acknowledged;
 pub use branches::BranchedRow;
-pub use checkouts::{
-    CheckoutRow, CheckpointRow, ClosedCheckout, CommitRequest, PendingCommit, Stage,
-};
+pub use checkouts::{CheckoutRow, CheckpointRow, ClosedCheckout, PendingCommit, Stage};
 pub use home::{HomePin, IssuedInvite};
 pub use requests::JournaledRequest;
+pub use wishes::{CommitRequest, WishRow};
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -170,18 +170,19 @@ impl Database {
         sql.pragma_update(None, "synchronous", "full")?;
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        match version {
-            0 => sql.execute_batch(&format!(
-                "BEGIN; {SCHEMA} {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?,
-            VERSION => {}
-            2 => sql.execute_batch(&format!(
-                "BEGIN; {FROM_2} {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?,
-            3 => sql.execute_batch(&format!(
-                "BEGIN; {FROM_3} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?,
+        let steps: &[&str] = match version {
+            0 => &[SCHEMA, FROM_3, FROM_4],
+            2 => &[FROM_2, FROM_3, FROM_4],
+            3 => &[FROM_3, FROM_4],
+            4 => &[FROM_4],
+            VERSION => &[],
             newer => return Err(StateError::Version(newer)),
+        };
+        if !steps.is_empty() {
+            let steps = steps.concat();
+            sql.execute_batch(&format!(
+                "BEGIN; {steps} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?;
         }
         Ok(Self { sql })
     }
@@ -196,7 +197,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -224,6 +225,23 @@ CREATE TABLE acknowledged (
 CREATE INDEX acknowledged_images ON acknowledged (image, seq);
 ";
 
+/// What version 5 has that version 4 had not: a wish is no longer a part of its checkpoint, of which there may be none.
+const FROM_4: &str = "
+CREATE TABLE wishes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    checkout BLOB NOT NULL REFERENCES checkouts ON DELETE CASCADE,
+    generation INTEGER NOT NULL,
+    request BLOB NOT NULL,
+    under_way INTEGER NOT NULL DEFAULT 0,
+    root BLOB,
+    sealed_bytes INTEGER
+) STRICT;
+INSERT INTO wishes (checkout, generation, request)
+    SELECT checkout, generation, wish FROM checkpoints WHERE wish IS NOT NULL ORDER BY number;
+ALTER TABLE checkpoints DROP COLUMN wish;
+";
+
+/// What version 3 has.
 const SCHEMA: &str = "
 CREATE TABLE home (
     one INTEGER PRIMARY KEY CHECK (one = 1),

@@ -57,11 +57,7 @@ impl CommitJob {
         let shared = &self.shared;
         let (files, logical_bytes) = totals(&shared.home, self.root).await?;
         let Some(base) = &self.base else {
-            let error = ApiError::usage(format!(
-                "{} has no commit yet that a branch could leave from.",
-                self.name
-            ));
-            return Err(CommitError::Forbidden(Box::new(error)));
+            return Err(CommitError::Forbidden(Box::new(no_commit_yet(&self.name))));
         };
         let (image, commit) = self.request.onto.unwrap_or((self.image, base.id));
         let parent = Parent { image, commit };
@@ -209,6 +205,13 @@ impl Left {
             tracing::warn!(%error, "what a branched checkout left at home ends by itself");
         }
     }
+}
+
+/// There is nothing that a branch could leave from.
+pub(super) fn no_commit_yet(name: &str) -> ApiError {
+    ApiError::usage(format!(
+        "{name} has no commit yet that a branch could leave from."
+    ))
 }
 
 async fn wait_for_home(shared: &Shared, reporter: &Reporter) {

@@ -367,6 +367,7 @@ impl Checkouts {
             pending: false,
         };
         let checkout = begin(beginning, true)?;
+            wishes: Vec::new(),
         if checkout.has_token() {
             metadata::start(&checkout);
         }

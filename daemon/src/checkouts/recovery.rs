@@ -84,9 +84,16 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         .images
         .trusted(|trust| trust.open_descriptor(row.image, &row.descriptor))?;
     let base = open_base(shared, &row)?;
-    let (checkpoints, pending) = shared
+    let (checkpoints, wishes, pending) = shared
         .state
-        .with(move |db| Ok((db.checkpoints(checkout)?, db.pending_commit(checkout)?)))
+        .with(move |db| {
+            let wishes = db.wishes(checkout)?;
+            Ok((
+                db.checkpoints(checkout)?,
+                wishes,
+                db.pending_commit(checkout)?,
+            ))
+        })
         .await?;
     let dir = row.dir.clone();
     tokio::task::spawn_blocking(move || crate::mount::detach_dead(&dir)).await??;
@@ -104,6 +111,7 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         tree,
         base,
         checkpoints,
+        wishes,
         reporter: Reporter::new(Phase::Mount),
         pending: pending.is_some() || has_late_lease,
     };

@@ -186,6 +186,7 @@ impl Scene {
             tree: Some(tree),
             base: None,
             checkpoints: Vec::new(),
+            wishes: Vec::new(),
             reporter: Reporter::new(Phase::Mount),
             pending: false,
         };

@@ -15,7 +15,7 @@ use img_types::{CheckoutId, CommitId, ImageId, ObjectId, Token};
 use super::lost::LeftOut;
 use super::opening::Claim;
 use super::{CommitRequest, Shared};
-use crate::commits::OpenCommit;
+use crate::commits::{OpenCommit, RecordError};
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::home::{CallError, Home};
@@ -133,22 +133,32 @@ impl CommitJob {
             Some(_) => outcome.is_err(),
             None => false,
         };
-        if gives_back && !matches!(outcome, Err(UploadError::Superseded)) {
-            give_back(&shared, self.image, self.checkout, token).await?;
-            shared
-                .keeper
-                .apply(self.checkout, LeaseEvent::GivenBack)
-                .await?;
+        if gives_back
+            && !matches!(outcome, Err(UploadError::Superseded))
+            && let Err(error) = self.leave(token).await
+        {
+            // What became of the commit matters more.
+            tracing::warn!(%error, "a lease that was taken for one commit is kept");
         }
         let mut settled = outcome?;
         if late == Some(LeaseKind::ReadOnly) && self.request.keep {
             let checkout = self.checkout;
             let kept = shared.state.with(move |db| db.keep_lease(checkout)).await;
-            kept.map_err(CallError::from)?;
+            if let Err(error) = kept {
+                tracing::warn!(%error, "a lease is given back after a restart");
+            }
         }
         settled.sent.objects += sent_before.objects;
         settled.sent.bytes += sent_before.bytes;
         Ok(settled)
+    }
+
+    /// Gives back the lease that was taken for this commit.
+    async fn leave(&self, token: Token) -> Result<(), CommitError> {
+        give_back(&self.shared, self.image, self.checkout, token).await?;
+        let event = LeaseEvent::GivenBack;
+        self.shared.keeper.apply(self.checkout, event).await?;
+        Ok(())
     }
 
     /// What the checkout is if it has to take the lease for this commit.
@@ -417,6 +427,100 @@ pub(super) fn explain_sealing(error: &SealingError) -> ApiError {
         _ => ApiError::new(Kind::Failed, message, "`imgctl doctor` checks this device."),
     }
 }
+/// Whether asking again cannot help: a person has to choose another way, or to repair something, and what was asked
+/// must not stand in the way of that. Everything else passes, and what was asked is tried again.
+pub(super) fn is_final(error: &CommitError) -> bool {
+    match error {
+        CommitError::Forbidden(_) => true,
+        CommitError::Upload(error) => match error {
+            UploadError::Call(error) => is_final_call(error),
+            // Somebody else's image by now, or damage here.
+            UploadError::Superseded | UploadError::Lost(_) => true,
+            UploadError::Record(error) => is_final_record(error),
+            UploadError::Lease(error) => is_final_lease(error),
+            // A full or failing disk here, or a daemon that ends.
+            UploadError::Store(_) | UploadError::TakenAnew | UploadError::Interrupted => false,
+        },
+        CommitError::Call(error) => is_final_call(error),
+        CommitError::Fetch(error) => match error {
+            FetchError::Missing(_) | FetchError::Corrupt(_) => true,
+            FetchError::Away | FetchError::Never | FetchError::Store(_) => false,
+        },
+        CommitError::Lease(error) => is_final_lease(error),
+    }
+}
+
+fn is_final_record(error: &RecordError) -> bool {
+    match error {
+        // A roster entry, and the key in it, may be on its way here.
+        RecordError::RosterUnknown => false,
+        RecordError::Malformed
+        | RecordError::Signature
+        | RecordError::Misplaced
+        | RecordError::Sealed => true,
+    }
+}
+
+fn is_final_lease(error: &KeeperError) -> bool {
+    match error {
+        KeeperError::Unknown => true,
+        KeeperError::Call(error) => is_final_call(error),
+        // What moved meanwhile is looked at anew the next time.
+        KeeperError::Forbidden(_) | KeeperError::State(_) | KeeperError::Ended => false,
+    }
+}
+
+fn is_final_call(error: &CallError) -> bool {
+    match error {
+        CallError::Refused(refusal) => is_final_refusal(refusal),
+        // The right home may come back, and be put right; this device's disk may get room.
+        CallError::Away
+        | CallError::WentBack
+        | CallError::WrongHome
+        | CallError::Protocol(_)
+        | CallError::State(_) => false,
+    }
+}
+
+fn is_final_refusal(refusal: &Refusal) -> bool {
+    match refusal {
+        // The home is in trouble, or does not know this connection, session or roster entry yet.
+        Refusal::Busy
+        | Refusal::Internal(_)
+        | Refusal::NoRoom(_)
+        | Refusal::HelloFirst
+        | Refusal::SessionClosed
+        | Refusal::Incomplete { .. }
+        | Refusal::RosterMoved { .. }
+        | Refusal::WentBack { .. } => false,
+        // Somebody else has the image, or its name.
+        Refusal::Leased(_)
+        | Refusal::StagedWork { .. }
+        | Refusal::TokenStale { .. }
+        | Refusal::HeadMoved { .. }
+        | Refusal::UnknownImage
+        | Refusal::UnknownCommit
+        | Refusal::NameTaken => true,
+        // This device may not, or not any more.
+        Refusal::NotMember | Refusal::NotAdmin | Refusal::InstanceFenced => true,
+        // The same bytes are refused every time.
+        Refusal::Malformed(_)
+        | Refusal::BadRecord(_)
+        | Refusal::BadObject
+        | Refusal::RequestReused
+        | Refusal::OverLimit(_) => true,
+        // Answers to other calls.
+        Refusal::NotFounded
+        | Refusal::AlreadyFounded
+        | Refusal::WrongFounding
+        | Refusal::InviteUnknown
+        | Refusal::DescriptorMoved
+        | Refusal::Changed
+        | Refusal::NobodyHolds
+        | Refusal::LogMoved { .. } => true,
+    }
+}
+
 
 /// The error for a person.
 pub(super) fn explain(

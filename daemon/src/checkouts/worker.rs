@@ -16,6 +16,7 @@ mod cuts;
 mod ending;
 mod stage;
 mod waiting;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -42,14 +43,15 @@ use crate::events::{self, Reporter};
 use crate::home::CallError;
 use crate::mount::{MountConfig, Mounted};
 use crate::seal::{SealError, SealedRoot};
-use crate::state::{CheckpointRow, Stage};
+use crate::state::{CheckpointRow, Stage, WishRow};
 use crate::stream::{Settled, UploadError};
 use crate::tree::Tree;
 
-use commit::Wish;
+use commit::Pause;
 use cuts::WaitingCut;
 pub(super) use ending::remove;
 use stage::Staging;
+use wishes::Wishes;
 
 /// What others want of a checkout.
 #[derive(Debug)]
@@ -98,7 +100,15 @@ pub(super) struct Worker {
     pub(super) roots: BTreeMap<u64, (Reference, u64)>,
     pub(super) sealed_upto: u64,
     waiting_cuts: Vec<WaitingCut>,
-    pub(super) wishes: Vec<Wish>,
+    pub(super) wishes: Wishes,
+    /// Set while a commit that did not come about waits to be tried again.
+    paused: Option<Pause>,
+    /// How often in succession none came about.
+    tries: u32,
+    /// Whether the home has refused the signed commit that waits.
+    signed_in_vain: bool,
+    /// Why what somebody wanted who has gone is wanted no more.
+    refusal: Option<String>,
     /// The branch to go on as.
     onward: Option<Onward>,
     /// The generation up to which a person's checkpoints are to be staged.
@@ -175,6 +185,8 @@ pub(super) struct Beginning {
     pub(super) tree: Option<Arc<Tree>>,
     pub(super) base: Option<OpenCommit>,
     pub(super) checkpoints: Vec<CheckpointRow>,
+    /// Commits that were wanted before the restart.
+    pub(super) wishes: Vec<WishRow>,
     pub(super) reporter: Reporter,
     /// Whether a commit was under way before the restart.
     pub(super) pending: bool,
@@ -203,7 +215,11 @@ impl Worker {
             roots: BTreeMap::new(),
             sealed_upto: 0,
             waiting_cuts: Vec::new(),
-            wishes: Vec::new(),
+            wishes: Wishes::default(),
+            paused: None,
+            tries: 0,
+            signed_in_vain: false,
+            refusal: None,
             onward: None,
             stage_upto: None,
             staging: None,
@@ -230,7 +246,7 @@ impl Worker {
         // Whether it was staged is not known any more.
         worker.stage_upto = worker.checkpoints.last().map(|row| row.generation);
         worker.show();
-        worker.wish_again();
+        worker.wish_again(beginning.wishes);
         if beginning.pending {
             worker.resume_commit();
         }
@@ -306,6 +322,10 @@ impl Worker {
                 self.looking = None;
                 Happened::Looked(error)
             }
+            () = Pause::end(&mut self.paused) => {
+                self.paused = None;
+                Happened::Ticked
+            }
             () = closed(self.tree.as_ref()) => Happened::GenerationClosed,
             () = unmounted(self.mounted.as_ref()) => Happened::Unmounted,
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
@@ -334,12 +354,15 @@ impl Worker {
                 self.sealed_upto = generation.0;
                 self.roots
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
+                self.keep_root(generation.0);
                 self.untrimmed = self.untrimmed.saturating_add(1);
                 self.set_problem(None);
                 self.cut_waiting();
             }
             Happened::Sealed(Ok(None)) => {}
-            Happened::Sealed(Err(SealingError::LeftOut(left_out))) => self.left_out_early(&left_out),
+            Happened::Sealed(Err(SealingError::LeftOut(left_out))) => {
+                self.left_out_early(&left_out);
+            }
             Happened::Sealed(Err(error)) => {
                 tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
                 let told = work::explain_sealing(&error);
@@ -396,13 +419,17 @@ impl Worker {
                     let _ = done.send(Err(error));
                     return;
                 }
+                self.refusal = None;
                 self.cut_or_wait(WaitingCut {
                     message: request.message.clone(),
                     done,
                     wish: Some((request, committed)),
                 });
             }
-            Command::Release { discard, done } => self.release(discard, done),
+            Command::Release { discard, done } => {
+                self.paused = None;
+                self.release(discard, done);
+            }
             Command::Mount { done } => {
                 let _ = done.send(self.mount());
             }
@@ -476,7 +503,9 @@ impl Worker {
         }
     }
 
+    /// Shows what does not go on; where all does, what was refused while nobody waited.
     pub(super) fn set_problem(&self, problem: Option<String>) {
+        let problem = problem.or_else(|| self.refusal.clone());
         self.view.send_modify(|view| view.problem = problem);
     }
 

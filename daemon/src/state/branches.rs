@@ -3,6 +3,7 @@
 use img_types::CheckoutId;
 use rusqlite::params;
 
+use super::wishes::drop_wishes;
 use super::{Database, StateError};
 
 /// What a checkout's row becomes when it goes on as a branch.
@@ -20,6 +21,8 @@ pub struct BranchedRow {
     pub holder: Vec<u8>,
     /// The newest generation that the first commit contains.
     pub generation_max: u64,
+    /// The wishes that have come true with it, by number.
+    pub wishes: Vec<u64>,
 }
 
 impl Database {
@@ -48,6 +51,7 @@ impl Database {
             "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
             params![checkout.as_bytes(), branch.generation_max],
         )?;
+        drop_wishes(&transaction, &branch.wishes)?;
         // Signed for the image that was left, under a token that is over or was given back.
         transaction.execute(
             "DELETE FROM pending_commits WHERE checkout = ?1",

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use img_proto::LeaseTerms;
 use img_types::{CheckoutId, CommitId, ImageId, LeaseMode, RequestId, WallMillis};
 use rusqlite::{OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
 
+use super::wishes::drop_fulfilled;
 use super::{Database, StateError};
 
 /// A checkout as it stands in the database.
@@ -74,29 +74,6 @@ pub struct CheckpointRow {
     pub dirty_bytes: u64,
     /// What the person said about it.
     pub message: String,
-    /// The commit that is to contain it, where one is wanted.
-    pub wish: Option<CommitRequest>,
-}
-
-/// A commit that is wanted. Kept as JSON, so that one that was written down by another version is read as far as
-/// it is understood, and not at all if it says what is not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CommitRequest {
-    /// What the person says about it.
-    pub message: String,
-    /// Also from an orphan, if nothing was committed since.
-    pub adopt_orphan: bool,
-    /// Also over a lapsed lease with newer work at home.
-    pub take_over: bool,
-    /// A read-only checkout keeps the lease that it took for this.
-    pub keep: bool,
-    /// Not as the image's head, but as a new image of this name, on which the checkout goes on.
-    pub branch: Option<String>,
-    /// The branch leaves out what is lost here and at home.
-    pub partial: bool,
-    /// The commit that the branch continues, of another branch with this checkout's work; else the base.
-    pub onto: Option<(ImageId, CommitId)>,
 }
 
 /// A checkout that has ended, for whoever asks for its end again.
@@ -330,7 +307,7 @@ impl Database {
     /// The database failed.
     pub fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<(), StateError> {
         self.sql.execute(
-            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, wish) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 row.checkpoint,
                 row.checkout.as_bytes(),
@@ -339,36 +316,7 @@ impl Database {
                 row.freeze_us,
                 row.dirty_bytes,
                 row.message,
-                row.wish.as_ref().map(encode_wish).transpose()?,
             ],
-        )?;
-        Ok(())
-    }
-
-    /// Wants a commit that contains a checkpoint.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn wish_for(
-        &mut self,
-        checkpoint: [u8; 32],
-        wish: &CommitRequest,
-    ) -> Result<(), StateError> {
-        self.sql.execute(
-            "UPDATE checkpoints SET wish = ?2 WHERE checkpoint = ?1",
-            params![checkpoint, encode_wish(wish)?],
-        )?;
-        Ok(())
-    }
-
-    /// Wants no commit any more: whoever asked has heard why there is none.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn drop_wishes(&mut self, checkout: CheckoutId) -> Result<(), StateError> {
-        self.sql.execute(
-            "UPDATE checkpoints SET wish = NULL WHERE checkout = ?1",
-            params![checkout.as_bytes()],
         )?;
         Ok(())
     }
@@ -379,10 +327,10 @@ impl Database {
     /// The database failed.
     pub fn checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
         let mut statement = self.sql.prepare(
-            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, wish FROM checkpoints WHERE checkout = ?1 ORDER BY number",
+            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message FROM checkpoints WHERE checkout = ?1 ORDER BY number",
         )?;
         let rows = statement.query_map(params![checkout.as_bytes()], |row| {
-            let row_without_wish = CheckpointRow {
+            Ok(CheckpointRow {
                 checkpoint: row.get(0)?,
                 checkout,
                 generation: row.get(1)?,
@@ -390,16 +338,9 @@ impl Database {
                 freeze_us: row.get(3)?,
                 dirty_bytes: row.get(4)?,
                 message: row.get(5)?,
-                wish: None,
-            };
-            Ok((row_without_wish, row.get::<_, Option<Vec<u8>>>(6)?))
+            })
         })?;
-        rows.map(|row| {
-            let (row, wish) = row?;
-            let wish = wish.and_then(|wish| read_wish(&wish));
-            Ok(CheckpointRow { wish, ..row })
-        })
-        .collect()
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Writes a signed commit down before it is first sent.
@@ -455,7 +396,8 @@ impl Database {
         Ok(())
     }
 
-    /// The pending commit has its receipt: it is the base, and the checkpoints up to its generation are history.
+    /// The pending commit has its receipt: it is the base, the checkpoints up to its generation are history, and the
+    /// wishes that were under way have come true.
     ///
     /// # Errors
     /// The database failed.
@@ -476,6 +418,7 @@ impl Database {
             "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
             params![checkout.as_bytes(), generation_max],
         )?;
+        drop_fulfilled(&transaction, checkout)?;
         transaction.execute(
             "DELETE FROM pending_commits WHERE checkout = ?1",
             params![checkout.as_bytes()],
@@ -483,19 +426,6 @@ impl Database {
         transaction.commit()?;
         Ok(())
     }
-}
-
-fn encode_wish(wish: &CommitRequest) -> Result<Vec<u8>, StateError> {
-    serde_json::to_vec(wish).map_err(|_| StateError::Damaged("a wanted commit does not encode"))
-}
-
-/// A wanted commit; nothing if it cannot be read: the checkpoint that it is about is worth more.
-fn read_wish(wish: &[u8]) -> Option<CommitRequest> {
-    let read = serde_json::from_slice(wish);
-    read.inspect_err(|error| {
-        tracing::warn!(%error, "a wanted commit cannot be read and is not made; its checkpoint is kept");
-    })
-    .ok()
 }
 
 fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {

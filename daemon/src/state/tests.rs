@@ -46,7 +46,6 @@ fn checkpoint(number: u8) -> CheckpointRow {
         freeze_us: 2,
         dirty_bytes: 3,
         message: "cut".into(),
-        wish: None,
     }
 }
 
@@ -206,64 +205,128 @@ fn a_commit_ends_the_checkpoints_it_contains() {
     assert!(state.now(|db| db.checkpoints(checkout)).unwrap().is_empty());
 }
 
-#[test]
-fn a_wanted_commit_is_wanted_after_a_restart_until_it_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let state = open(dir.path());
-    let checkout = row().checkout;
-    let wish = CommitRequest {
-        message: "first day".into(),
-        keep: true,
+fn wish(message: &str) -> CommitRequest {
+    CommitRequest {
+        message: message.into(),
         ..CommitRequest::default()
-    };
-    let wanted = CheckpointRow {
-        wish: Some(wish.clone()),
-        ..checkpoint(1)
-    };
-    state.now(|db| db.add_checkout(&row())).unwrap();
-    state.now(|db| db.add_checkpoint(&wanted)).unwrap();
-    state.now(|db| db.add_checkpoint(&checkpoint(2))).unwrap();
-    state.now(|db| db.wish_for([2; 32], &wish)).unwrap();
-    drop(state);
-    let state = open(dir.path());
-    let wishes = |state: &State| {
-        let rows = state.now(|db| db.checkpoints(checkout)).unwrap();
-        rows.into_iter().map(|row| row.wish).collect::<Vec<_>>()
-    };
-    assert_eq!(wishes(&state), [Some(wish.clone()), Some(wish)]);
-    state.now(|db| db.drop_wishes(checkout)).unwrap();
-    assert_eq!(wishes(&state), [None, None]);
+    }
+}
+
+fn messages(state: &State) -> Vec<String> {
+    let rows = state.now(|db| db.wishes(row().checkout)).unwrap();
+    rows.into_iter().map(|row| row.request.message).collect()
 }
 
 #[test]
-fn a_wanted_commit_that_cannot_be_read_leaves_its_checkpoint() {
+fn wanted_commits_are_wanted_after_a_restart_until_they_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    let add = |state: &State, generation, text: &str| {
+        state.now(|db| db.add_wish(checkout, generation, &wish(text), None))
+    };
+    assert!(add(&state, 0, "of no checkout").is_err());
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    // Of a checkout that has no checkpoint.
+    let first = add(&state, 0, "first").unwrap();
+    let second = add(&state, 4, "second").unwrap();
+    assert!(first < second);
+    let root = img_seal::Reference {
+        id: img_types::ObjectId::from_bytes([7; 32]),
+        key: img_seal::BlockKey::from_bytes([8; 32]),
+        len: 9,
+    };
+    state.now(|db| db.set_wish_root(second, root, 10)).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    let rows = state.now(|db| db.wishes(checkout)).unwrap();
+    let expected = |number, generation, text, root| WishRow {
+        number,
+        generation,
+        request: wish(text),
+        under_way: false,
+        root,
+    };
+    assert_eq!(
+        rows,
+        [
+            expected(first, 0, "first", None),
+            expected(second, 4, "second", Some((root, 10))),
+        ]
+    );
+    state.now(|db| db.drop_wishes(&[second])).unwrap();
+    assert_eq!(messages(&state), ["first"]);
+    // A number is never given again.
+    assert!(add(&state, 5, "third").unwrap() > second);
+    state.now(|db| db.remove_checkout(checkout)).unwrap();
+    assert!(messages(&state).is_empty());
+}
+
+#[test]
+fn a_commit_ends_the_wishes_that_it_was_begun_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    let numbers = ["first", "second", "later"].map(|text| {
+        let added = state.now(|db| db.add_wish(checkout, 1, &wish(text), None));
+        added.unwrap()
+    });
+    state.now(|db| db.begin_wishes(checkout, &numbers)).unwrap();
+    state
+        .now(|db| db.begin_wishes(checkout, &numbers[..2]))
+        .unwrap();
+    drop(state);
+    let state = open(dir.path());
+    let rows = state.now(|db| db.wishes(checkout)).unwrap();
+    let under_way: Vec<_> = rows.iter().map(|row| row.under_way).collect();
+    assert_eq!(under_way, [true, true, false]);
+    state
+        .now(|db| db.committed(checkout, b"commit", 1, 10, 20))
+        .unwrap();
+    assert_eq!(messages(&state), ["later"]);
+    let branch = BranchedRow {
+        image: row().image,
+        name: "new".into(),
+        descriptor: Vec::new(),
+        base: Vec::new(),
+        holder: Vec::new(),
+        generation_max: 1,
+        wishes: vec![numbers[2]],
+    };
+    state.now(|db| db.branched(checkout, &branch)).unwrap();
+    assert!(messages(&state).is_empty());
+}
+
+#[test]
+fn a_wanted_commit_that_cannot_be_read_is_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     let checkout = row().checkout;
     let wish = CommitRequest {
         onto: Some((ImageId::from_bytes([7; 32]), CommitId::from_bytes([8; 32]))),
-        ..CommitRequest::default()
-    };
-    let wanted = CheckpointRow {
-        wish: Some(wish.clone()),
-        ..checkpoint(1)
+        ..wish("first")
     };
     state.now(|db| db.add_checkout(&row())).unwrap();
-    state.now(|db| db.add_checkpoint(&wanted)).unwrap();
-    let read = |bytes: &[u8]| {
-        let sql = "UPDATE checkpoints SET wish = ?1";
-        let write = |db: &mut Database| Ok(db.sql.execute(sql, [bytes])?);
+    state
+        .now(|db| db.add_wish(checkout, 1, &wish, None))
+        .unwrap();
+    let read = |column: &str, bytes: &[u8]| {
+        let sql = format!("UPDATE wishes SET {column} = ?1");
+        let write = |db: &mut Database| Ok(db.sql.execute(&sql, [bytes])?);
         state.now(write).unwrap();
-        let mut rows = state.now(|db| db.checkpoints(checkout)).unwrap();
-        rows.pop().unwrap()
+        let mut rows = state.now(|db| db.wishes(checkout)).unwrap();
+        rows.pop().map(|row| row.request)
     };
     // As an earlier version wrote them: a message, then flags.
-    assert_eq!(read(b"\x05first\x00\x00\x01\x00"), checkpoint(1));
-    assert_eq!(read(b""), checkpoint(1));
-    assert_eq!(read(br#"{"message":"first","later":1}"#), checkpoint(1));
-    let older = read(br#"{"message":"first","keep":true}"#).wish.unwrap();
+    assert_eq!(read("request", b"\x05first\x00\x00\x01\x00"), None);
+    assert_eq!(read("request", b""), None);
+    assert_eq!(read("request", br#"{"message":"first","later":1}"#), None);
+    let older = read("request", br#"{"message":"first","keep":true}"#).unwrap();
     assert_eq!((older.message.as_str(), older.keep), ("first", true));
-    assert_eq!(read(&serde_json::to_vec(&wish).unwrap()), wanted);
+    let encoded = serde_json::to_vec(&wish).unwrap();
+    assert_eq!(read("request", &encoded), Some(wish));
+    assert_eq!(read("root", b"short"), None);
 }
 
 #[test]
@@ -297,7 +360,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "DROP TABLE acknowledged; DROP TABLE closed; ALTER TABLE checkpoints DROP COLUMN wish; PRAGMA user_version = 2;";
+    let back = "DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -306,6 +369,15 @@ fn a_folder_of_the_version_before_is_taken_over() {
         state.now(|db| db.checkpoints(row().checkout)).unwrap(),
         [checkpoint(1)]
     );
+    // Version 4 kept a wish beside its checkpoint.
+    let back = r#"DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+        UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
+    state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    assert_eq!(messages(&state), ["kept"]);
+    let rows = state.now(|db| db.wishes(row().checkout)).unwrap();
+    assert_eq!(rows[0].generation, 1);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use img_lease::holder::Event as LeaseEvent;
 use img_seal::Reference;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::cuts::WaitingCut;
@@ -40,10 +40,10 @@ impl Worker {
 
     /// Goes on as the branch that is wanted, once no commit of before is under way: the home may know it.
     pub(super) async fn start_onward(&mut self) {
-        if self.onward.is_none() || !self.give_way() {
+        if self.onward.is_none() || self.paused.is_some() || !self.give_way() {
             return;
         }
-        if self.is_written_down() {
+        if self.is_written_down() && !self.signed_in_vain {
             self.resume_commit();
             return;
         }
@@ -51,13 +51,19 @@ impl Worker {
             return;
         };
         let contained = self.generation_of(onward.first.root());
-        let left = self.name.clone();
-        if let Err(error) = self.go_on(onward, contained).await {
+        let (left, name) = (self.name.clone(), onward.descriptor.name.to_string());
+        // What was to become this branch has become it.
+        let fulfilled = self.wishes.to_become(&name);
+        if let Err(error) = self.go_on(onward, contained, fulfilled).await {
             tracing::error!(checkout = %self.checkout.short(), %error, "a checkout does not go on as its branch");
             self.shared.look_later();
             return;
         }
         tracing::info!(checkout = %self.checkout.short(), from = left, to = self.name, "a checkout goes on as a branch");
+        let answer = self.branch_answer(0);
+        for mut wish in self.wishes.become_branch(&name) {
+            wish.answer(Ok(answer.clone()));
+        }
         // Another one may have been wanted beside it.
         self.look_again();
         if self.stage == Stage::Open && self.is_unsaved() {
@@ -69,11 +75,13 @@ impl Worker {
     pub(super) async fn branched(&mut self, generation_max: u64, branched: Branched) {
         let left = Left::by(&self.shared, self.checkout);
         let (first, sent) = (branched.onward.first.clone(), branched.sent);
-        if let Err(error) = self.go_on(branched.onward, generation_max).await {
+        let fulfilled = self.wishes.numbers_under_way();
+        if let Err(error) = self.go_on(branched.onward, generation_max, fulfilled).await {
             // The branch is there: it is found in the home's list.
             self.shared.look_later();
             let told = ApiError::failed(error);
-            self.answer_upto(generation_max, |_| Err(told.clone()));
+            self.wishes.tell(&told);
+            self.pause();
             return;
         }
         if self.onward.take().is_some() {
@@ -91,28 +99,39 @@ impl Worker {
             view.sealed_bytes = first.private.sealed_bytes;
             view.sent_bytes = sent.bytes;
         });
-        let answer = json!({
-            "commit": first.id,
-            "seq": first.record().seq,
-            "sent_bytes": sent.bytes,
-            "sealed_bytes": first.private.sealed_bytes,
-            "message": first.private.message,
-            "unchanged": false,
-            "branch": { "name": self.name, "image": self.image },
-        });
+        let answer = self.branch_answer(sent.bytes);
         let left_out = std::mem::take(&mut self.left_out);
-        self.answer_upto(generation_max, |wish| {
+        for mut wish in self.settle_wishes() {
             let mut answer = answer.clone();
             if wish.request.partial {
-                let all: Vec<_> = left_out.iter().chain(&wish.left_out).collect();
-                answer["left_out"] = json!(all);
+                wish.left_out.extend(left_out.iter().cloned());
+                answer["left_out"] = json!(wish.left_out);
             }
-            Ok(answer)
-        });
+            wish.answer(Ok(answer));
+        }
+    }
+
+    /// What is told of the branch that the checkout has become.
+    fn branch_answer(&self, sent_bytes: u64) -> Value {
+        let first = self.base.as_ref();
+        json!({
+            "commit": first.map(|first| first.id),
+            "seq": first.map(|first| first.record().seq),
+            "sent_bytes": sent_bytes,
+            "sealed_bytes": first.map_or(0, |first| first.private.sealed_bytes),
+            "message": first.map(|first| &first.private.message),
+            "unchanged": false,
+            "branch": { "name": self.name, "image": self.image },
+        })
     }
 
     /// Stands on a branch's first commit, durably, which contains the generations up to one.
-    async fn go_on(&mut self, onward: Onward, generation_max: u64) -> Result<(), KeeperError> {
+    async fn go_on(
+        &mut self,
+        onward: Onward,
+        generation_max: u64,
+        fulfilled: Vec<u64>,
+    ) -> Result<(), KeeperError> {
         let keeper = self.shared.keeper.clone();
         let mut holder = keeper.holder(self.checkout).ok_or(KeeperError::Unknown)?;
         let (image, name) = (onward.image(), onward.descriptor.name.to_string());
@@ -127,6 +146,7 @@ impl Worker {
             base: onward.first.signed.to_bytes(),
             holder: keeper::encode(&holder),
             generation_max,
+            wishes: fulfilled,
         };
         let (checkout, state) = (self.checkout, self.shared.state.clone());
         state.with(move |db| db.branched(checkout, &row)).await?;
@@ -145,10 +165,7 @@ impl Worker {
         self.name = name;
         self.descriptor = onward.descriptor;
         self.base = Some(onward.first);
-        // What was to become this branch has become it.
-        for wish in &mut self.wishes {
-            wish.request.branch.take_if(|branch| *branch == self.name);
-        }
+        (self.paused, self.refusal) = (None, None);
         self.untrimmed = TRIM_AFTER;
         self.view.send_modify(|view| view.staged = None);
         self.set_problem(None);

@@ -1,36 +1,31 @@
 //! The worker's way from a cut to a commit.
 
+use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use img_lease::holder::Kind as LeaseKind;
+use img_net::LinkState;
 use img_types::ImageName;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::block_in_place;
+use tokio::time::{Instant, sleep_until};
 
 use super::cuts::disk_full;
+use super::wishes::{self, Wish, Wishes};
 use super::{Arrived, TRIM_AFTER, Worker};
 use crate::checkouts::CommitRequest;
 use crate::checkouts::lost::{LeftOut, Loss};
 use crate::checkouts::work::{self, CommitError, CommitJob};
+use crate::checkouts::branching;
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
+use crate::home::CallError;
 use crate::keeper::KeeperError;
-use crate::state::Stage;
+use crate::state::{Stage, WishRow};
 use crate::stream::{Settled, UploadError};
 use crate::tree::FreezeError;
-
-/// A commit that somebody wants.
-#[derive(Debug)]
-pub(in crate::checkouts) struct Wish {
-    /// The newest generation that it has to contain.
-    pub(in crate::checkouts) generation: u64,
-    pub(in crate::checkouts) request: CommitRequest,
-    /// Nobody any more, where the home was away for long.
-    pub(in crate::checkouts) committed: Option<oneshot::Sender<Result<Value, ApiError>>>,
-    /// Lost files that were taken out for it, as they are told.
-    pub(in crate::checkouts) left_out: Vec<Value>,
-}
 
 impl Worker {
     /// Whether a commit may be asked for at all.
@@ -45,41 +40,65 @@ impl Worker {
         }
     }
 
-    /// Makes a wish durable, with the checkpoint that it is about: who asked may go now.
-    pub(super) fn write_wish_down(&mut self, request: &CommitRequest) -> Result<(), ApiError> {
-        let Some(row) = self.checkpoints.last_mut() else {
-            return Ok(());
-        };
-        let checkpoint = row.checkpoint;
-        let written =
-            block_in_place(|| self.shared.state.now(|db| db.wish_for(checkpoint, request)));
-        written.map_err(|error| {
+    /// Wants a commit, durably: who asked may go now.
+    pub(super) fn wish(
+        &mut self,
+        generation: u64,
+        request: CommitRequest,
+        committed: oneshot::Sender<Result<Value, ApiError>>,
+    ) -> Result<(), ApiError> {
+        let (checkout, root) = (self.checkout, self.roots.get(&generation).copied());
+        let written = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.add_wish(checkout, generation, &request, root))
+        });
+        let number = written.map_err(|error| {
             ApiError::failed(format!(
                 "The commit cannot be written down: {error}. Its checkpoint is kept"
             ))
         })?;
-        row.wish = Some(request.clone());
+        self.wishes.push(Wish {
+            number: Some(number),
+            generation,
+            request,
+            under_way: false,
+            committed: Some(committed),
+            left_out: Vec::new(),
+        });
         Ok(())
     }
 
     /// Wants what was wanted before the daemon ended.
-    pub(super) fn wish_again(&mut self) {
-        let wanted = self.checkpoints.iter().filter_map(|row| {
-            Some(Wish {
-                generation: row.generation,
-                request: row.wish.clone()?,
-                committed: None,
-                left_out: Vec::new(),
-            })
-        });
-        self.wishes = wanted.collect();
+    pub(super) fn wish_again(&mut self, rows: Vec<WishRow>) {
+        for row in &rows {
+            self.roots
+                .extend(row.root.map(|root| (row.generation, root)));
+        }
+        let current = self.tree.as_ref().and_then(|tree| tree.root());
+        if let Some(root) = current
+            && Some(root) != self.base.as_ref().map(OpenCommit::root)
+        {
+            // Ended before it could be written down with the wishes for it, or wanted by nobody yet.
+            self.roots.entry(self.sealed_upto).or_insert((root, 0));
+        }
+        self.wishes = Wishes::of(rows);
+        self.keep_root(self.sealed_upto);
     }
 
-    /// Answers those who wait for a commit; it is wanted all the same.
-    pub(super) fn answer_wishes(&mut self, error: &ApiError) {
-        for wish in &mut self.wishes {
-            if let Some(committed) = wish.committed.take() {
-                let _ = committed.send(Err(error.clone()));
+    /// A generation is sealed: a commit of it is one of this root, also if a restart comes after later seals.
+    pub(super) fn keep_root(&mut self, generation: u64) {
+        let Some(&(root, sealed_bytes)) = self.roots.get(&generation) else {
+            return;
+        };
+        let of_it = self.wishes.iter();
+        let of_it = wishes::numbers(of_it.filter(|wish| wish.generation == generation));
+        for number in of_it {
+            let kept = block_in_place(|| {
+                let state = &self.shared.state;
+                state.now(|db| db.set_wish_root(number, root, sealed_bytes))
+            });
+            if let Err(error) = kept {
+                tracing::warn!(%error, "a commit may contain more than was asked if the daemon ends now");
             }
         }
     }
@@ -89,10 +108,14 @@ impl Worker {
         ApiError::new(
             Kind::HomeAway,
             "The home cannot be reached. The checkpoint is kept on this device, and the commit will finish by itself when the home is reachable.",
-            format!(
-                "Work goes on meanwhile; `imgctl status {}` shows what is durable at home.",
-                self.dir.display()
-            ),
+            self.goes_on(),
+        )
+    }
+
+    fn goes_on(&self) -> String {
+        format!(
+            "Work goes on meanwhile; `imgctl status {}` shows what is durable at home.",
+            self.dir.display()
         )
     }
 
@@ -113,9 +136,16 @@ impl Worker {
                 return Ok(None);
             }
             let settled = resumed?;
-            work::end_late_lease(&shared, image, checkout).await?;
-            Ok(settled
-                .map(|(generation, settled)| (generation, Arrived::Commit(Box::new(settled)))))
+            let ended = work::end_late_lease(&shared, image, checkout).await;
+            match settled {
+                Some((generation, settled)) => {
+                    if let Err(error) = ended {
+                        tracing::warn!(%error, "a lease that was taken for one commit is kept");
+                    }
+                    Ok(Some((generation, Arrived::Commit(Box::new(settled)))))
+                }
+                None => ended.map(|()| None),
+            }
         }));
     }
 
@@ -135,8 +165,10 @@ impl Worker {
             Ok((_, generation)) => {
                 if generation > 0 || self.is_ahead(&tree) {
                     self.wishes.push(Wish {
+                        number: None,
                         generation,
                         request: CommitRequest::default(),
+                        under_way: false,
                         committed: None,
                         left_out: Vec::new(),
                     });
@@ -153,51 +185,60 @@ impl Worker {
 
     /// Starts the next commit, if one is wanted and its generation is sealed.
     pub(super) fn start_commit(&mut self) {
-        let waits = self.onward.is_some() || self.looking.is_some();
+        while self.has_no_need_of_next() {}
+    }
+
+    /// Starts the next commit; true if there was no need of it, so that the one after it may be due.
+    fn has_no_need_of_next(&mut self) -> bool {
+        let waits = self.onward.is_some() || self.looking.is_some() || self.paused.is_some();
         if waits || self.stage == Stage::Discarding {
-            return;
+            return false;
         }
-        let ready = self
-            .wishes
-            .iter()
-            .filter(|wish| wish.generation <= self.sealed_upto)
-            .max_by_key(|wish| wish.generation);
-        let Some(wish) = ready else {
-            return;
+        let Some(next) = self.wishes.next(self.sealed_upto) else {
+            return false;
         };
-        let (generation_max, mut request) = (wish.generation, wish.request.clone());
+        let branches = next.request.branch.is_some();
         if !self.give_way() {
-            return;
+            return false;
         }
-        if self.is_written_down() {
+        // A branch needs no lease, and takes what was signed before along where that was refused.
+        let is_blocked = self.is_written_down() && !(branches && self.signed_in_vain);
+        if is_blocked {
             self.resume_commit();
-            return;
+            return false;
         }
-        for other in self
-            .wishes
-            .iter()
-            .filter(|other| other.generation <= generation_max)
-        {
-            if request.message.is_empty() {
-                request.message.clone_from(&other.request.message);
-            }
-            request.adopt_orphan |= other.request.adopt_orphan;
-            request.take_over |= other.request.take_over;
-            request.keep |= other.request.keep;
-            if request.branch.is_none() {
-                request.branch.clone_from(&other.request.branch);
-                request.onto = other.request.onto;
-                request.partial = other.request.partial;
-            }
+        let Some(batch) = self.wishes.begin(self.sealed_upto) else {
+            return false;
+        };
+        let checkout = self.checkout;
+        let begun = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.begin_wishes(checkout, &batch.numbers))
+        });
+        if let Err(error) = begun {
+            self.not_committed(&CallError::from(error).into());
+            return false;
         }
+        let (generation_max, request) = (batch.generation, batch.request);
         let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);
+        let base = self.base.as_ref().map(OpenCommit::root);
         let current = self.tree.as_ref().and_then(|tree| tree.root());
-        let root = match sealed.or(current) {
-            Some(root) if request.branch.is_some() => root,
-            Some(root) if Some(root) != self.base.as_ref().map(OpenCommit::root) => root,
+        // What was asked is in the base already where no later root is kept for it.
+        let root = match sealed {
+            None if batch.is_last => current,
+            None => base.or(current),
+            sealed => sealed,
+        };
+        let root = match root {
+            Some(root) if branches || Some(root) != base => root,
+            None if branches => {
+                let error = branching::no_commit_yet(&self.name);
+                self.not_committed(&CommitError::Forbidden(Box::new(error)));
+                return false;
+            }
             _ => {
                 self.nothing_changed(generation_max);
-                return;
+                return true;
             }
         };
         let sealed_bytes = self
@@ -252,6 +293,7 @@ impl Worker {
             };
             Ok(Some((generation_max, arrived)))
         }));
+        false
     }
 
     /// Whether somebody wants what is lost to be left out.
@@ -286,14 +328,12 @@ impl Worker {
             Err(FreezeError::Unsealed) => generation_max,
             Err(error) => {
                 let told = disk_full(&error);
-                self.answer_upto(generation_max, |_| Err(told.clone()));
+                self.wishes.tell(&told);
+                self.pause();
                 return;
             }
         };
-        let again = self.wishes.iter_mut();
-        let mut again = again.filter(|wish| wish.generation <= generation_max);
-        let mut request = None;
-        for wish in &mut again {
+        for wish in self.wishes.under_way() {
             wish.generation = generation;
             let paths = left_out.iter().map(LeftOut::to_json);
             for path in paths {
@@ -301,29 +341,35 @@ impl Worker {
                     wish.left_out.push(path);
                 }
             }
-            request = Some(wish.request.clone());
         }
-        if let Some(request) = request
-            && let Err(error) = self.write_wish_down(&request)
-        {
-            tracing::warn!(%error, "a branch is not made if the daemon ends now");
+        let moved = self.wishes.numbers_under_way();
+        let kept = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.move_wishes(&moved, generation))
+        });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "a branch is looked through for what is lost once more if the daemon ends now");
         }
     }
 
     /// What was sealed is what the base has: there is nothing to commit.
     fn nothing_changed(&mut self, generation_max: u64) {
-        if let Some(base) = &self.base {
-            let (checkout, record) = (self.checkout, base.signed.to_bytes());
-            let view = self.view.borrow().clone();
-            let kept = block_in_place(|| {
-                self.shared.state.now(|db| {
+        let checkout = self.checkout;
+        let fulfilled = self.settle_wishes();
+        let kept = block_in_place(|| {
+            let state = &self.shared.state;
+            match &self.base {
+                Some(base) => {
+                    let view = self.view.borrow();
                     let (sealed, sent) = (view.sealed_bytes, view.sent_bytes);
-                    db.committed(checkout, &record, generation_max, sealed, sent)
-                })
-            });
-            if let Err(error) = kept {
-                tracing::error!(%error, "checkpoints could not be struck out");
+                    let record = base.signed.to_bytes();
+                    state.now(|db| db.committed(checkout, &record, generation_max, sealed, sent))
+                }
+                None => state.now(|db| db.drop_wishes(&wishes::numbers(&fulfilled))),
             }
+        });
+        if let Err(error) = kept {
+            tracing::error!(%error, "checkpoints could not be struck out");
         }
         self.forget_upto(generation_max);
         let answer = json!({
@@ -334,7 +380,9 @@ impl Worker {
             "message": self.base.as_ref().map(|base| &base.private.message),
             "unchanged": true,
         });
-        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+        for mut wish in fulfilled {
+            wish.answer(Ok(answer.clone()));
+        }
     }
 
     /// A commit is in history.
@@ -362,10 +410,19 @@ impl Worker {
         self.view.send_modify(|view| view.staged = None);
         self.set_problem(None);
         self.forget_upto(generation_max);
-        self.answer_upto(generation_max, |_| Ok(answer.clone()));
+        for mut wish in self.settle_wishes() {
+            wish.answer(Ok(answer.clone()));
+        }
     }
 
-    /// A commit did not come about: those who wait for it hear why, and nothing local changes.
+    /// Takes out the wishes that a commit fulfilled: the next one is begun without a pause.
+    pub(super) fn settle_wishes(&mut self) -> Vec<Wish> {
+        (self.tries, self.signed_in_vain) = (0, false);
+        self.wishes.settle()
+    }
+
+    /// A commit did not come about: those who wait for it hear why, and nothing local changes. What can still come
+    /// true is tried again; what is refused for good is wanted no more, and nothing else.
     pub(super) fn not_committed(&mut self, error: &CommitError) {
         // What was taken anew goes on under the new lease.
         if matches!(
@@ -379,23 +436,77 @@ impl Worker {
         }
         let told = work::explain(&self.shared, error, self.image, &self.name, &self.dir);
         tracing::warn!(checkout = %self.checkout.short(), %error, "not committed");
-        self.set_problem(Some(told.message.clone()));
-        self.drop_wishes();
-        self.answer_upto(u64::MAX, |_| Err(told.clone()));
-        if self.stage == Stage::Releasing {
-            self.not_released(told);
+        let is_final = work::is_final(error);
+        self.signed_in_vain = is_final && self.is_written_down();
+        if is_final {
+            self.refuse_wishes(&told);
+            if self.stage == Stage::Releasing {
+                self.wishes.forget_last();
+                self.not_released(told);
+            }
+        } else {
+            self.pause();
+            let told = self.is_tried_again(told);
+            self.set_problem(Some(told.message.clone()));
+            self.wishes.tell(&told);
+            self.answer_release(|| Err(told.clone()));
         }
     }
 
-    /// What was wanted will not be tried again after a restart.
-    fn drop_wishes(&mut self) {
-        let checkout = self.checkout;
-        let dropped = block_in_place(|| self.shared.state.now(|db| db.drop_wishes(checkout)));
+    /// What the commit under way was to fulfil will not be tried again, also not after a restart.
+    fn refuse_wishes(&mut self, told: &ApiError) {
+        let mut refused = self.wishes.settle();
+        if refused.is_empty() {
+            // It was made before a restart, for a release or for somebody who has been answered: others come after
+            // it, but not at once.
+            self.pause();
+            self.wishes.tell(told);
+        }
+        let numbers = wishes::numbers(&refused);
+        let dropped = block_in_place(|| self.shared.state.now(|db| db.drop_wishes(&numbers)));
         if let Err(error) = dropped {
             tracing::warn!(%error, "a refused commit is tried once more after a restart");
         }
-        for row in &mut self.checkpoints {
-            row.wish = None;
+        let mut is_heard = false;
+        for wish in &mut refused {
+            is_heard |= wish.answer(Err(told.clone()));
+        }
+        // Whoever asked for it may have gone: then it is shown until something else is asked for.
+        self.refusal = (!is_heard).then(|| told.message.clone());
+        self.set_problem(Some(told.message.clone()));
+    }
+
+    /// Tries again after a while, and when the home comes back.
+    pub(super) fn pause(&mut self) {
+        let pause = RETRY_PAUSE_MAX.min(RETRY_PAUSE * 2_u32.saturating_pow(self.tries));
+        self.tries = self.tries.saturating_add(1);
+        let mut link = self.shared.home.link().state();
+        link.mark_unchanged();
+        self.paused = Some(Pause {
+            until: Instant::now() + pause,
+            link,
+        });
+    }
+
+    /// What is told of an error that passes.
+    fn is_tried_again(&self, error: ApiError) -> ApiError {
+        let what = match self.stage {
+            Stage::Releasing => "the release",
+            _ => "the commit",
+        };
+        let message = format!(
+            "{} The checkpoint is kept on this device, and {what} is tried again by itself until it succeeds.",
+            error.message
+        );
+        let hint = match error.kind {
+            // Somebody has to say how to go on.
+            Kind::WentBack | Kind::WrongHome | Kind::Corrupt => error.hint.clone(),
+            _ => self.goes_on(),
+        };
+        ApiError {
+            message,
+            hint,
+            ..error
         }
     }
 
@@ -405,22 +516,41 @@ impl Worker {
         self.checkpoints
             .retain(|row| row.generation > generation_max);
     }
+}
 
-    pub(super) fn answer_upto(
-        &mut self,
-        generation_max: u64,
-        answer: impl Fn(&Wish) -> Result<Value, ApiError>,
-    ) {
-        let (answered, left) = std::mem::take(&mut self.wishes)
-            .into_iter()
-            .partition(|wish| wish.generation <= generation_max);
-        self.wishes = left;
-        let answered: Vec<Wish> = answered;
-        for mut wish in answered {
-            let outcome = answer(&wish);
-            if let Some(committed) = wish.committed.take() {
-                let _ = committed.send(outcome);
+/// A pause before a commit is tried again, which ends early when the home comes back.
+#[derive(Debug)]
+pub(super) struct Pause {
+    until: Instant,
+    link: watch::Receiver<LinkState>,
+}
+
+impl Pause {
+    /// Waits for its end; for ever if there is none.
+    pub(super) async fn end(pause: &mut Option<Self>) {
+        let Some(pause) = pause else {
+            return pending().await;
+        };
+        let (until, link) = (pause.until, &mut pause.link);
+        let is_back = async {
+            while link.changed().await.is_ok() {
+                if matches!(&*link.borrow_and_update(), LinkState::Connected(_)) {
+                    return;
+                }
             }
+            pending().await
+        };
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = is_back => {}
         }
     }
 }
+
+/// First pause before a commit that did not come about is tried again; doubles with every time.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Longest such pause: a home that has made room again does not say so.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests;

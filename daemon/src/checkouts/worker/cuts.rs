@@ -5,7 +5,6 @@ use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
 use super::Worker;
-use super::commit::Wish;
 use crate::checkouts::CommitRequest;
 use crate::checkouts::status::Cut;
 use crate::commits::OpenCommit;
@@ -45,16 +44,12 @@ impl Worker {
             self.stage_upto = Some(generation);
         }
         if let Some((request, committed)) = waiting.wish {
-            if let Err(error) = self.write_wish_down(&request) {
+            if let Err(error) = self.wish(generation, request, committed) {
                 let _ = waiting.done.send(Err(error));
                 return;
             }
-            self.wishes.push(Wish {
-                generation,
-                request,
-                committed: Some(committed),
-                left_out: Vec::new(),
-            });
+            // Whoever asks wants to know now.
+            (self.paused, self.tries) = (None, 0);
         }
         let _ = waiting.done.send(Ok(cut));
     }
@@ -89,7 +84,6 @@ impl Worker {
             freeze_us,
             dirty_bytes,
             message: message.to_owned(),
-            wish: None,
         };
         let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
         if let Err(error) = kept {

@@ -151,10 +151,8 @@ impl Worker {
         {
             streaming.abort();
         }
-        for wish in std::mem::take(&mut self.wishes) {
-            if let Some(committed) = wish.committed {
-                let _ = committed.send(Err(ApiError::failed("the changes were dropped")));
-            }
+        for mut wish in self.wishes.take_all() {
+            wish.answer(Err(ApiError::failed("the changes were dropped")));
         }
     }
 

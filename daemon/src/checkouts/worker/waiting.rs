@@ -37,7 +37,7 @@ impl Worker {
             let _ = waiting.done.send(Err(cut.clone()));
         }
         let commit = self.commit_waits();
-        self.answer_wishes(&commit);
+        self.wishes.tell(&commit);
         let release = self.release_waits();
         self.answer_release(|| Err(release.clone()));
     }
@@ -48,14 +48,14 @@ impl Worker {
         for waiting in std::mem::take(&mut self.waiting_cuts) {
             let _ = waiting.done.send(Err(error.clone()));
         }
-        self.answer_wishes(error);
+        self.wishes.tell(error);
         self.answer_release(|| Err(error.clone()));
     }
 
     pub(super) fn somebody_waits(&self) -> bool {
         !self.release_waiters.is_empty()
             || !self.waiting_cuts.is_empty()
-            || self.wishes.iter().any(|wish| wish.committed.is_some())
+            || self.wishes.are_waited_for()
     }
 }
 

@@ -210,13 +210,19 @@ fn a_home_without_room_refuses_and_takes_the_commit_once_there_is_room() -> Resu
     let refused = a.imgctl(&["commit", "vm", "--json"])?;
     ensure!(refused.code == Some(9), "a full home: {refused}");
     ensure!(
+        refused.stdout.contains("tried again by itself"),
+        "{refused}"
+    );
+    ensure!(
         fs::read_to_string(mount.join("before"))? == "1",
         "the mount goes on"
     );
     fs::remove_file(ballast)?;
+    // Nobody asks again.
     wait_for("the commit to be taken", || {
-        let committed = a.imgctl(&["commit", "vm", "--json"])?;
-        Ok(committed.ok().then_some(()))
+        let status = a.status("vm")?;
+        let is_home = status["checkpoints_local"] == 0 && status["problem"].is_null();
+        Ok(is_home.then_some(()))
     })?;
     a.json(&["release", "vm"])?;
     let b = world.joined("b", &a)?;

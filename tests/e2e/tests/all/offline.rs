@@ -96,6 +96,124 @@ fn work_goes_on_for_weeks_without_a_home_and_is_committed_when_it_is_back() -> R
     Ok(())
 }
 
+/// A checkout that has gone on by itself as an image of this name.
+fn goes_on_as(device: &Device, image: &str) -> Result<Value> {
+    e2e::wait_for(&format!("the checkout to go on as {image}"), || {
+        let outcome = device.imgctl(&["status", image, "--json"])?;
+        ensure!(matches!(outcome.code, Some(0 | 3)), "{outcome}");
+        let status: Value = serde_json::from_str(outcome.stdout.trim())?;
+        Ok((outcome.ok() && status["name"] == image).then_some(status))
+    })
+}
+
+#[test]
+fn a_commit_and_then_a_branch_that_were_asked_for_offline_are_both_made() -> Result<()> {
+    let (mut world, mut laptop, desktop) = taken_along()?;
+    world.home.kill()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("good"), "for everybody")?;
+    let told = laptop.fails(6, &["commit", "vm", "-m", "before the trial"])?;
+    let message = told["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("finish by itself"), "{message}");
+    fs::write(mount.join("trial"), "for the branch")?;
+    laptop.fails(6, &["commit", "vm", "--branch", "trial", "-m", "a trial"])?;
+    fs::write(mount.join("more"), "of the branch")?;
+    laptop.json(&["commit", "vm", "--no-wait", "-m", "went on"])?;
+    laptop.kill()?;
+    laptop.restart()?;
+
+    world.home.start()?;
+    goes_on_as(&laptop, "trial")?;
+    // Whatever is wanted comes before a release.
+    laptop.json(&["release", "trial"])?;
+    let log = desktop.json(&["log", "vm"])?;
+    ensure!(log[0]["message"] == "before the trial", "{log}");
+    let log = desktop.json(&["log", "trial"])?;
+    ensure!(
+        log[0]["message"] == "went on" && log[1]["message"] == "a trial",
+        "{log}"
+    );
+    let image = desktop.checkout("vm", &[])?;
+    ensure!(fs::read_to_string(image.join("good"))? == "for everybody");
+    ensure!(!image.join("trial").exists() && !image.join("more").exists());
+    let branch = desktop.checkout("trial", &[])?;
+    for name in ["good", "trial", "more"] {
+        ensure!(branch.join(name).exists(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_branch_of_an_unchanged_checkout_that_was_asked_for_offline_is_made() -> Result<()> {
+    let (mut world, mut laptop, desktop) = taken_along()?;
+    world.home.kill()?;
+    laptop.fails(6, &["commit", "vm", "--branch", "copy"])?;
+    laptop.kill()?;
+    laptop.restart()?;
+    // What came later is not what was asked for.
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("later"), "2")?;
+    laptop.json(&["checkpoint", "vm"])?;
+
+    world.home.start()?;
+    goes_on_as(&laptop, "copy")?;
+    laptop.json(&["commit", "copy"])?;
+    let log = desktop.json(&["log", "copy"])?;
+    ensure!(log.as_array().map(Vec::len) == Some(2), "{log}");
+    let first = log[1]["commit"].as_str().context("a first commit")?;
+    let copy = desktop.checkout("copy", &["--read-only", "--at", first])?;
+    ensure!(copy.join("first").exists() && !copy.join("later").exists());
+    Ok(())
+}
+
+#[test]
+fn a_release_and_a_commit_before_it_finish_by_themselves_after_a_restart() -> Result<()> {
+    let (mut world, mut laptop, desktop) = taken_along()?;
+    world.home.kill()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("kept"), "1")?;
+    laptop.fails(6, &["commit", "vm", "-m", "said so"])?;
+    fs::write(mount.join("last"), "2")?;
+    laptop.fails(6, &["release", "vm"])?;
+    laptop.kill()?;
+    laptop.restart()?;
+    ensure!(laptop.status("vm")?["releasing"] == true);
+
+    world.home.start()?;
+    e2e::wait_for("the release", || {
+        let outcome = laptop.imgctl(&["status", "vm", "--json"])?;
+        Ok((outcome.code == Some(3)).then_some(()))
+    })?;
+    let log = desktop.json(&["log", "vm"])?;
+    ensure!(log[0]["message"] == "said so", "{log}");
+    let theirs = desktop.checkout("vm", &[])?;
+    ensure!(fs::read_to_string(theirs.join("kept"))? == "1");
+    ensure!(fs::read_to_string(theirs.join("last"))? == "2");
+    Ok(())
+}
+
+#[test]
+fn a_commit_that_a_rival_has_made_impossible_is_told_of_and_not_tried_for_ever() -> Result<()> {
+    let (mut world, mut laptop, desktop) = taken_along()?;
+    world.home.stop()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("away"), "work")?;
+    laptop.fails(6, &["commit", "vm"])?;
+    laptop.kill()?;
+    world.home.start()?;
+    desktop.json(&["steal", "vm", "--reason", "it is needed"])?;
+    laptop.restart()?;
+    becomes(&laptop, "vm", "orphan")?;
+    let problem = e2e::wait_for("the refusal to be shown", || {
+        let problem = laptop.status("vm")?["problem"].clone();
+        Ok(problem.as_str().map(str::to_owned))
+    })?;
+    ensure!(problem.contains("orphaned"), "{problem}");
+    laptop.json(&["commit", "vm", "--branch", "mine"])?;
+    ensure!(laptop.status("mine")?["problem"].is_null());
+    Ok(())
+}
+
 #[test]
 fn an_image_that_was_taken_over_meanwhile_leaves_the_work_as_a_branch() -> Result<()> {
     let (_world, mut laptop, desktop) = taken_along()?;
