@@ -53,7 +53,7 @@ pub(crate) enum Command {
         #[arg(long, value_parser = values::device)]
         name: Option<DeviceName>,
     },
-    /// Invite a device, or list those on the roster
+    /// Invite a device, list those on the roster, or revoke one
     Device {
         #[command(subcommand)]
         command: DeviceCommand,
@@ -199,6 +199,14 @@ pub(crate) enum DeviceCommand {
     Invite,
     /// List the devices of this home
     List,
+    /// Take a device off the roster, for good: its leases end, and it may save nothing at the home any more
+    Revoke {
+        /// The device's name, or the beginning of its id
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -33,10 +33,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::commits::Trust;
 use crate::error::{ApiError, Kind};
 use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
-use crate::images::{CommitSpec, Images, Local, LocalCheckpoint};
+use crate::images::{CommitSpec, Images, Local, LocalCheckpoint, LocalState};
 use crate::keeper::{Clock, Keeper};
 use crate::state::{ClosedCheckout, State};
 use crate::stream::Uploader;
@@ -274,6 +275,45 @@ impl Checkouts {
             checkpoints,
             signed: signed.into_iter().map(|pending| pending.record).collect(),
         }
+    }
+
+    /// The state of an image's checkout as it is now, sealed on this device: of the one that was to be committed,
+    /// else of another. Nothing where there is none.
+    ///
+    /// # Errors
+    /// The disk is full, or something that a seal needs is not here.
+    pub async fn sealed_state(&self, name: &ImageName) -> Result<Option<LocalState>, ApiError> {
+        let open = self.shared.list().into_iter();
+        let of_name = open.filter(|checkout| checkout.name() == name.as_str());
+        let Some(checkout) = of_name.min_by_key(|checkout| checkout.is_read_only()) else {
+            return Ok(None);
+        };
+        let Some(tree) = checkout.tree.clone() else {
+            return Ok(None);
+        };
+        checkout.checkpoint(String::new()).await?;
+        let upto = tree.closed_upto();
+        let mut view = checkout.view.clone();
+        while tree.sealed_upto() < upto {
+            let unsealed = view.borrow_and_update().unsealed.clone();
+            if let Some(mut told) = unsealed {
+                told.hint = format!(
+                    "Copy the files that you need from {}: `cp -a` works there.",
+                    checkout.dir.display()
+                );
+                return Err(told);
+            }
+            view.changed().await.map_err(|_| ending())?;
+        }
+        let id = checkout.id;
+        let row = self.shared.state.with(move |db| db.checkout(id)).await;
+        let row = row.map_err(ApiError::failed)?.ok_or_else(ending)?;
+        let open = |trust: &Trust<'_>| trust.open_descriptor(row.image, &row.descriptor);
+        let descriptor = self.shared.images.trusted(open).map_err(ApiError::failed)?;
+        Ok(tree.root().map(|root| LocalState {
+            root,
+            boundary: descriptor.boundary,
+        }))
     }
 
     /// Whether a grant to a checkout is awaited or in use.

@@ -35,6 +35,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/home/recover", post(device::recover))
         .route("/v1/devices", get(device::list))
         .route("/v1/devices/invite", post(device::invite))
+        .route("/v1/devices/{name}/revoke", post(device::revoke))
         .route("/v1/images", get(images::list).post(images::create))
         .route("/v1/images/{name}", delete(images::delete))
         .route("/v1/images/{name}/rename", post(images::rename))

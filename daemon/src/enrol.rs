@@ -14,6 +14,7 @@
 
 mod inviting;
 pub mod papers;
+mod revoking;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ use crate::state::{HomePin, State};
 
 pub use inviting::{answer_joins, invite};
 pub use papers::{EnrolError, device_name};
+pub use revoking::{Revocation, explain as explain_revocation, revoke, revokes};
 
 /// Enrols this device; one at a time.
 #[derive(Debug)]

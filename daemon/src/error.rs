@@ -66,6 +66,8 @@ pub enum Kind {
     WrongHome,
     /// The device lacks the right.
     NotAllowed,
+    /// The device has been taken off the roster.
+    Revoked,
     /// A newer daemon runs with this device's keys.
     Fenced,
     /// No room, or over a limit.
@@ -96,6 +98,7 @@ impl Kind {
             Self::WentBack => ("went_back", 7, 502),
             Self::WrongHome => ("wrong_home", 7, 502),
             Self::NotAllowed => ("not_allowed", 8, 403),
+            Self::Revoked => ("revoked", 8, 403),
             Self::Fenced => ("fenced", 8, 403),
             Self::NoRoom => ("no_room", 9, 507),
         }
@@ -445,6 +448,7 @@ mod tests {
             Kind::WentBack,
             Kind::WrongHome,
             Kind::NotAllowed,
+            Kind::Revoked,
             Kind::Fenced,
             Kind::NoRoom,
         ];

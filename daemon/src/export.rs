@@ -97,6 +97,15 @@ pub struct Export {
     pub kind: Option<ExportKind>,
     /// Where to.
     pub dest: PathBuf,
+    /// Whether what cannot be had is left out and named, instead of ending the export.
+    pub partial: bool,
+}
+
+impl ExportError {
+    /// Whether something is only not here, and nothing is wrong with it.
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Fetch(FetchError::Away | FetchError::Never))
+    }
 }
 
 impl Export {
@@ -116,9 +125,12 @@ impl Export {
             Some(kind) => kind,
             None => self.kind_by_content(&image, &top)?,
         };
-        let report = Report::new(reporter, cancel);
+        let report = Report::new(reporter, cancel, self.partial);
         if self.path.is_none() {
-            report.set_total(image.logical_bytes()?);
+            match image.logical_bytes() {
+                Err(error) if self.partial && error.is_absence() => {}
+                bytes => report.set_total(bytes?),
+            }
         }
         match kind {
             ExportKind::Tree => folder::write(&image, &top, &self.dest, &report),

@@ -25,6 +25,7 @@ use img_types::{DaemonNonce, DeviceId, HomeId, HomeKey, Instance, ObjectId, Requ
 use tokio::time::Instant;
 
 use crate::commits::Trust;
+use crate::enrol::Revocation;
 use crate::error::{self, About, ApiError};
 use crate::events::Events;
 use crate::identity::{Identity, Keys};
@@ -144,7 +145,11 @@ impl Home {
             greeting::greet(Arc::clone(&greeter), connection)
         });
         tokio::spawn(greeting::persist_standing(Arc::downgrade(&core)));
-        let objects = Objects::new(cache, Arc::new(HomeRemote(link.clone())), keys);
+        let remote = HomeRemote {
+            link: link.clone(),
+            core: Arc::clone(&core),
+        };
+        let objects = Objects::new(cache, Arc::new(remote), keys);
         Ok(Arc::new(Self {
             link,
             core,
@@ -176,6 +181,7 @@ impl Home {
     /// # Errors
     /// [`CallError`]; a refusal strikes the call out, but not one that only a newer daemon of this device met.
     pub async fn mutate(&self, call: Call) -> Result<Mutated, CallError> {
+        self.refuse_if_revoked()?;
         // Nothing is promised to a home that is not there.
         let connection = self.link.connected(Instant::now() + PATIENCE).await?;
         let request = JournaledRequest {
@@ -311,6 +317,18 @@ impl Home {
         self.core.roster()
     }
 
+    /// This device's revocation, once it has heard of it: it is for good.
+    pub fn revocation(&self) -> Option<Revocation> {
+        Revocation::of(&self.roster(), &self.device())
+    }
+
+    /// What a revoked device is told; nothing where this one is a member.
+    pub fn revoked(&self) -> Option<ApiError> {
+        let revocation = self.revocation()?;
+        let by = crate::enrol::device_name(&self.objects.keyring(), &self.roster(), &revocation.by);
+        Some(crate::enrol::explain_revocation(revocation, &by))
+    }
+
     /// The newest standing of the home that this device has seen.
     pub fn seen(&self) -> Option<Standing> {
         self.core.seen()
@@ -358,6 +376,7 @@ impl Home {
     /// Why the home does not answer now.
     pub fn absence(&self) -> CallError {
         match &*self.link.state().borrow() {
+            _ if self.core.is_revoked() => CallError::Refused(Refusal::NotMember),
             _ if self.core.is_bad() => CallError::WentBack,
             LinkState::Away(reason) => reason.clone().into(),
             LinkState::Connecting | LinkState::Connected(_) => CallError::Away,
@@ -376,6 +395,11 @@ impl Home {
                 "What is checked out here goes on working: everything local can be read and written, checkpoints are taken.",
             ),
             CallError::Refused(refusal) => {
+                if let (Refusal::NotMember | Refusal::HelloFirst, Some(told)) =
+                    (refusal, self.revoked())
+                {
+                    return told;
+                }
                 let roster = self.roster();
                 let keys = self.objects.keyring();
                 let device_name =
@@ -397,7 +421,15 @@ impl Home {
         }
     }
 
+    fn refuse_if_revoked(&self) -> Result<(), CallError> {
+        match self.core.is_revoked() {
+            true => Err(CallError::Refused(Refusal::NotMember)),
+            false => Ok(()),
+        }
+    }
+
     async fn send(&self, request: Request) -> Result<(Answer, Option<Standing>), CallError> {
+        self.refuse_if_revoked()?;
         if self.core.is_bad() {
             return Err(CallError::WentBack);
         }
@@ -448,11 +480,14 @@ impl Drop for Awaited<'_> {
 }
 
 /// The home as the place where objects come from.
-struct HomeRemote(Link);
+struct HomeRemote {
+    link: Link,
+    core: Arc<Core>,
+}
 
 impl Remote for HomeRemote {
     fn fetch(&self, ids: Vec<ObjectId>, class: Class) -> BoxStream<'static, Arrival> {
-        let arrivals = self.0.fetch(ids, class).map(|arrival| {
+        let arrivals = self.link.fetch(ids, class).map(|arrival| {
             arrival.map_err(|error| match error {
                 LinkError::Corrupt(id) => Trouble::Corrupt(id),
                 _ => Trouble::Disconnected,
@@ -462,14 +497,14 @@ impl Remote for HomeRemote {
     }
 
     fn reachable(&self) -> BoxFuture<'static, ()> {
-        let link = self.0.clone();
+        let link = self.link.clone();
         async move { reachable(&link).await }.boxed()
     }
 
     fn hopeless(&self) -> BoxFuture<'static, ()> {
-        let link = self.0.clone();
+        let (link, core) = (self.link.clone(), Arc::clone(&self.core));
         async move {
-            loop {
+            while !core.is_revoked() {
                 // The newest attempt counts: the home may be back since the last one.
                 match link.connected(Instant::now() + PATIENCE).await {
                     Ok(_) => std::future::pending().await,

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use img_proto::{Answer, Call, ImageRow};
-use img_records::SignedCommit;
-use img_types::{CommitId, DeviceId, ImageName};
+use img_records::{SignedCommit, commit_id};
+use img_types::{CommitId, DeviceId, ImageName, Seq};
 use serde_json::{Value, json};
 
 use crate::commits::{OpenCommit, OpenDescriptor, RecordError, Trust};
@@ -27,7 +27,7 @@ use crate::home::{CallError, Home};
 use crate::state::{Database, State};
 
 pub use create::CreateRequest;
-pub use export::ExportRequest;
+pub use export::{ExportRequest, LocalState};
 pub use history::CommitSpec;
 pub use log::{Local, LocalCheckpoint};
 
@@ -85,7 +85,7 @@ impl Images {
     pub async fn list(&self) -> Result<Listing, ApiError> {
         let turns = Arc::clone(&self.turns);
         let turn = turns.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        let (rows, stale) = match self.listed().await {
+        let rows = match self.listed().await {
             Ok(images) => {
                 let rows = images.clone();
                 // One that was overtaken would take an image that is new since for a deleted one.
@@ -97,14 +97,15 @@ impl Images {
                 };
                 let kept = self.state.with(keep).await;
                 kept.map_err(ApiError::failed)?;
-                (rows, false)
+                rows
             }
-            Err(CallError::Away) => {
-                let rows = self.state.with(|db| db.images()).await;
-                (rows.map_err(ApiError::failed)?, true)
-            }
+            Err(CallError::Away) => return self.list_seen().await,
             Err(error) => return Err(self.explain(&error, "")),
         };
+        self.verify_all(rows, false).await
+    }
+
+    async fn verify_all(&self, rows: Vec<ImageRow>, stale: bool) -> Result<Listing, ApiError> {
         let mut images = Vec::with_capacity(rows.len());
         for row in rows {
             images.push(self.verify(row).await?);
@@ -173,8 +174,17 @@ impl Images {
     /// # Errors
     /// There is none of this name.
     pub async fn find_seen(&self, name: &ImageName) -> Result<Image, ApiError> {
-        let listing = self.list().await?;
+        let listing = match self.home.revocation() {
+            Some(_) => self.list_seen().await?,
+            None => self.list().await?,
+        };
         self.pick(listing, name)
+    }
+
+    /// All images as last seen.
+    async fn list_seen(&self) -> Result<Listing, ApiError> {
+        let rows = self.state.with(|db| db.images()).await;
+        self.verify_all(rows.map_err(ApiError::failed)?, true).await
     }
 
     /// Gives an image another name.
@@ -282,25 +292,32 @@ impl Images {
     /// # Errors
     /// It does not verify.
     pub async fn verify(&self, row: ImageRow) -> Result<Image, ApiError> {
-        match self.open(&row) {
+        let opened = match self.open(&row).await? {
             Err(RecordError::RosterUnknown | RecordError::Signature | RecordError::Sealed) => {
                 let caught_up = self.home.catch_up().await;
                 caught_up.map_err(|error| self.explain(&error, ""))?;
-                self.open(&row)
+                match self.open(&row).await? {
+                    Err(RecordError::Signature) => {
+                        self.ask_for_receipt(&row).await?;
+                        self.open(&row).await?
+                    }
+                    other => other,
+                }
             }
             other => other,
-        }
-        .and_then(|(descriptor, head)| {
-            if head.as_ref().map(|head| head.record().seq) != row.seq {
-                return Err(RecordError::Misplaced);
-            }
-            Ok(Image {
-                row,
-                descriptor,
-                head,
+        };
+        opened
+            .and_then(|(descriptor, head)| {
+                if head.as_ref().map(|head| head.record().seq) != row.seq {
+                    return Err(RecordError::Misplaced);
+                }
+                Ok(Image {
+                    row,
+                    descriptor,
+                    head,
+                })
             })
-        })
-        .map_err(|error| unverified(&error))
+            .map_err(|error| unverified(&error))
     }
 
     /// Verifies the head that came with a grant; its number is what it says itself.
@@ -326,13 +343,42 @@ impl Images {
         device_name(&self.home.objects().keyring(), &self.home.roster(), device)
     }
 
-    fn open(&self, row: &ImageRow) -> Result<(OpenDescriptor, Option<OpenCommit>), RecordError> {
-        self.trusted(|trust| {
-            let descriptor = trust.open_descriptor(row.image, &row.descriptor)?;
-            let head = row.head.as_ref();
-            let head = head.map(|head| trust.open_commit(row.image, head, None));
-            Ok((descriptor, head.transpose()?))
+    /// Opens an image's records; a head whose signer was revoked since counts with the receipt that is kept of it.
+    async fn open(&self, row: &ImageRow) -> Result<Opened, ApiError> {
+        let open = |position| {
+            self.trusted(|trust| {
+                let descriptor = trust.open_descriptor(row.image, &row.descriptor)?;
+                let head = row.head.as_ref();
+                let head = head.map(|head| trust.open_commit(row.image, head, position));
+                Ok((descriptor, head.transpose()?))
+            })
+        };
+        let (opened, Some(head)) = (open(None), &row.head) else {
+            return Ok(open(None));
+        };
+        if !matches!(opened, Err(RecordError::Signature)) {
+            return Ok(opened);
+        }
+        let Ok(signed) = SignedCommit::decode(head) else {
+            return Ok(opened);
+        };
+        let commit = commit_id(&signed, &self.home.id());
+        let kept = self.state.with(move |db| db.acknowledged_at(commit)).await;
+        Ok(match kept.map_err(ApiError::failed)? {
+            Some(position) => open(Some(position)),
+            None => opened,
         })
+    }
+
+    /// Asks for the receipt of an image's head. Receipts are kept as they arrive.
+    async fn ask_for_receipt(&self, row: &ImageRow) -> Result<(), ApiError> {
+        let call = Call::Log {
+            image: row.image,
+            before: row.seq.and_then(Seq::next),
+            limit: 1,
+        };
+        let asked = self.home.ask(call).await;
+        asked.map(drop).map_err(|error| self.explain(&error, ""))
     }
 
     /// The image of a name among those that were listed.
@@ -365,6 +411,9 @@ impl Images {
         self.home.explain(error, image)
     }
 }
+
+/// What an image's records say, or why they do not verify.
+type Opened = Result<(OpenDescriptor, Option<OpenCommit>), RecordError>;
 
 impl Image {
     /// Its name.

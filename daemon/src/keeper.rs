@@ -270,6 +270,9 @@ impl Task {
         let mut connected = self.home.connected();
         loop {
             self.pass_time().await;
+            if self.home.revocation().is_some() {
+                self.end_leases().await;
+            }
             if connected {
                 self.call_home().await;
             }
@@ -379,6 +382,25 @@ impl Task {
         for checkout in checkouts {
             if let Err(error) = self.apply(checkout, Event::Tick(now)).await {
                 tracing::error!(checkout = %checkout.short(), %error, "a lapse could not be written down");
+            }
+        }
+    }
+
+    /// This device has been revoked: the home has ended its leases.
+    async fn end_leases(&mut self) {
+        let held = self.kept.values().filter_map(|kept| {
+            let (holder, tenure) = (&kept.holder, kept.holder.tenure()?);
+            let over = Event::TokenStale {
+                image: holder.image(),
+                token: tenure.token,
+                rival: None,
+            };
+            Some((holder.checkout(), over))
+        });
+        let held: Vec<_> = held.collect();
+        for (checkout, over) in held {
+            if let Err(error) = self.apply(checkout, over).await {
+                tracing::error!(checkout = %checkout.short(), %error, "the end of a lease could not be written down");
             }
         }
     }

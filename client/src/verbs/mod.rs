@@ -67,6 +67,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Device { command } => match command {
             DeviceCommand::Invite => device::invite(&session).await,
             DeviceCommand::List => device::list(&session).await,
+            DeviceCommand::Revoke { name, yes } => device::revoke(&session, &name, yes).await,
         },
         Command::Create(args) => create::create(&session, args).await,
         Command::Ls => images::list(&session).await,

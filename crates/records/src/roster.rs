@@ -343,6 +343,15 @@ impl Roster {
         self.members.iter()
     }
 
+    /// The entry that took a device off the roster. A device comes back under other keys only, so there is one
+    /// at most.
+    pub fn revocation(&self, device: &DeviceId) -> Option<&SignedRosterEntry> {
+        let revokes =
+            |change: &Change| matches!(change, Change::Revoke { device: of, .. } if of == device);
+        let mut entries = self.entries.iter();
+        entries.find(|entry| revokes(&entry.record.change))
+    }
+
     /// Whether the device is an admin now.
     pub fn is_admin(&self, device: &DeviceId) -> bool {
         self.member(device).is_some_and(MemberState::admin)

@@ -4,6 +4,7 @@ use img_types::CommitId;
 use serde_json::{Value, json};
 
 use super::Checkout;
+use crate::error::ApiError;
 use crate::events::{Phase, time};
 use crate::keeper::{rival, word};
 use crate::state::CheckpointRow;
@@ -28,6 +29,8 @@ pub(super) struct View {
     pub(super) sent_bytes: u64,
     /// How long the last cut held writers up.
     pub(super) freeze_us: Option<u64>,
+    /// Why the oldest closed generation is not sealed, if that failed.
+    pub(super) unsealed: Option<ApiError>,
     /// What does not go on, and why.
     pub(super) problem: Option<String>,
 }
@@ -95,6 +98,7 @@ impl Checkout {
         let objects = self.shared.home.objects();
         let (fetched_objects, fetched_bytes) = objects.fetched();
         let stats = self.tree.as_ref().map(|tree| tree.stats());
+        let revoked = self.shared.home.revoked().map(|told| told.message);
         json!({
             "name": self.name(),
             "image": self.image(),
@@ -124,7 +128,7 @@ impl Checkout {
             "stopped_us": null,
             "opened": time(self.opened),
             "releasing": view.releasing,
-            "problem": view.problem.or_else(|| self.hydration.problem()),
+            "problem": revoked.or(view.problem).or_else(|| self.hydration.problem()),
         })
     }
 }

@@ -371,6 +371,9 @@ pub(super) async fn totals(home: &Home, root: Reference) -> Result<(u64, u64), F
 
 /// The checkout's token has been superseded. The way out names the folder: the name may be another checkout's.
 pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) -> ApiError {
+    if let Some(told) = revoked(shared, dir) {
+        return told;
+    }
     if shared.is_gone(image) {
         return deleted(name, dir);
     }
@@ -384,6 +387,16 @@ pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) ->
             "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`. Go on as before, if nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Drop it: `imgctl release {dir} --discard`."
         ),
     )
+}
+
+/// This device has been revoked: a checkout's work can only be exported. Nothing where it is a member.
+pub(super) fn revoked(shared: &Shared, dir: &Path) -> Option<ApiError> {
+    let mut told = shared.home.revoked()?;
+    told.hint = format!(
+        "Save the work that is here with `imgctl export NAME DEST`; then `imgctl release {} --discard` drops it.",
+        dir.display()
+    );
+    Some(told)
 }
 
 /// The image is gone, and the checkout's work with nowhere to go.

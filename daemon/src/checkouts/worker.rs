@@ -356,6 +356,7 @@ impl Worker {
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
                 self.keep_root(generation.0);
                 self.untrimmed = self.untrimmed.saturating_add(1);
+                self.view.send_modify(|view| view.unsealed = None);
                 self.set_problem(None);
                 self.cut_waiting();
             }
@@ -366,6 +367,8 @@ impl Worker {
             Happened::Sealed(Err(error)) => {
                 tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
                 let told = work::explain_sealing(&error);
+                self.view
+                    .send_modify(|view| view.unsealed = Some(told.clone()));
                 self.set_problem(Some(told.message.clone()));
                 self.seal_again = Some(Instant::now() + SEAL_PAUSE);
                 self.tell_who_waits(&told);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -121,12 +121,15 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
     devices.sort_by_key(|(_, state)| state.added);
     let this = member.home.device();
     let devices = devices.into_iter().map(|(device, state)| {
+        let revoked = enrol::Revocation::of(&roster, device);
         json!({
             "device": device,
             "name": member.images.device_name(device),
             "role": enrol::papers::role(state.member.role),
             "this": *device == this,
             "revoked": !state.active(),
+            "revoked_at": revoked.map(|revoked| time(revoked.time)),
+            "revoked_by": revoked.map(|revoked| member.images.device_name(&revoked.by)),
             "added": state.added,
         })
     });
@@ -140,6 +143,12 @@ pub(super) async fn invite(State(daemon): State<Arc<Daemon>>) -> Answer {
         "invite": invite.to_string(),
         "expires": time(invite.expires),
     })))
+}
+
+/// Takes a device off the roster, by its name or the beginning of its id.
+pub(super) async fn revoke(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Answer {
+    let member = daemon.member()?;
+    Ok(Json(enrol::revoke(&member.home, &name).await?))
 }
 
 /// The machine's name as far as it is a device name.

@@ -188,7 +188,14 @@ pub(super) async fn export(
     };
     let reporter = Reporter::new(Phase::Export);
     let told = reporter.clone();
-    let work = async move { member.images.export(request, &told).await };
+    let work = async move {
+        // The work of a revoked device can go nowhere else.
+        let local = match (&request.at, member.home.revocation()) {
+            (None, Some(_)) => member.checkouts.sealed_state(&request.name).await?,
+            _ => None,
+        };
+        member.images.export(request, local, &told).await
+    };
     Ok(stream::answer(
         reporter,
         stream::no_lines(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use img_net::LinkState;
 use img_proto::{Answer, Call, Refusal};
 use img_records::{Commit, SignedCommit};
-use img_types::{CheckoutId, LogPosition, Token};
+use img_types::{CheckoutId, KeyEpoch, LogPosition, Token};
 
 use super::Member;
 use crate::enrol;
@@ -145,6 +145,7 @@ async fn answer_joins(member: Weak<Member>) {
                 member.home.reachable().await;
                 true
             }
+            Err(_) if member.home.revocation().is_some() => return,
             Err(error) => {
                 tracing::warn!(%error, "joins could not be answered");
                 true
@@ -160,18 +161,35 @@ async fn answer_joins(member: Weak<Member>) {
     }
 }
 
-/// Hears from the home which images changed.
+/// Hears from the home which images changed, and whether the roster did.
 async fn watch_images(member: Weak<Member>) {
     // Where this task is, not the device: another call's answer may have come by a change without telling it.
     let mut after = None;
+    let mut keys = KeyEpoch(0);
     loop {
         let Some(member) = member.upgrade() else {
             return;
         };
+        if member.home.revocation().is_some() {
+            return;
+        }
+        let newest = member.home.roster().key_epoch();
+        if keys != newest {
+            // The commits of a revoked device count with their receipts, which have to be here when the home is not.
+            match member.images.list().await {
+                Ok(_) => keys = newest,
+                Err(error) => tracing::debug!(%error, "the images are listed again later"),
+            }
+        }
         let seen = || member.home.seen().map(|seen| seen.position);
         let from = after.or_else(seen).unwrap_or(LogPosition(0));
         match member.home.ask_at(Call::Watch { after: from }).await {
             Ok((Answer::Changed { images }, at)) => {
+                if at.is_some_and(|at| at.position > from)
+                    && let Err(error) = member.home.catch_up().await
+                {
+                    tracing::debug!(%error, "the roster is read at the next contact");
+                }
                 after = at.map(|at| at.position);
                 for image in images {
                     member.checkouts.image_changed(image);

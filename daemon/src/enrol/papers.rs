@@ -12,7 +12,7 @@ use img_seal::{
     FieldKey, HomeSecret, KeyRing, RecoverySecret, WrapInfo, open_field, seal_field, seal_previous,
     wrap_secret,
 };
-use img_types::{DeviceId, DeviceName, HomeId, KeyEpoch, WallMillis};
+use img_types::{DeviceId, DeviceName, HomeId, KeyEpoch, LogPosition, WallMillis};
 
 use crate::identity::{BEFORE_GENESIS, Identity};
 
@@ -192,21 +192,12 @@ pub fn recover(
     time: WallMillis,
 ) -> Result<Recovery, EnrolError> {
     let old = crate::identity::key_ring(&words.kem(), roster).map_err(|_| EnrolError::Key)?;
-    let newest = old.newest();
-    let before = old.secret(newest).ok_or(EnrolError::Key)?;
-    let epoch = newest.next().ok_or(EnrolError::Key)?;
-    let secret = HomeSecret::generate();
+    let next = NextSecret::after(&old, roster)?;
     let mut ring = old.clone();
-    ring.add(epoch, secret.clone());
+    ring.add(next.info.epoch, next.secret.clone());
     let recovery = RecoverySecret::generate();
-    let info = WrapInfo {
-        home: roster.home(),
-        previous: roster.head(),
-        epoch,
-    };
     let mut receivers = vec![identity.public().kem, recovery.kem().public()];
-    let members = roster.members().filter(|(_, member)| member.active());
-    receivers.extend(members.map(|(_, member)| member.member.keys.kem));
+    receivers.extend(receivers_of(roster, |_| true));
     let keys = identity.public();
     let signer = SigningSecret::from_bytes(*words.signing_seed());
     let entry = RosterEntry {
@@ -218,14 +209,83 @@ pub fn recover(
             member: member(&ring, keys, Role::Admin, name)?,
             possession: keys.prove_possession(&roster.home(), identity.signer()),
             recovery: recovery_keys(&recovery),
-            key_epoch: epoch,
-            secret_commitment: secret.commitment(),
-            sealed_previous: seal_previous(&secret, epoch, before),
-            wraps: wraps(&receivers, info, &secret)?,
+            key_epoch: next.info.epoch,
+            secret_commitment: next.secret.commitment(),
+            wraps: wraps(&receivers, next.info, &next.secret)?,
+            sealed_previous: next.sealed_previous,
         },
     };
     let entry = Signed::sign(entry, &roster.home(), &signer);
     Ok(Recovery { entry, recovery })
+}
+
+/// Takes a device off the roster: its commits count up to log position `at`, and the home secret is replaced for
+/// everybody who stays.
+///
+/// # Errors
+/// [`EnrolError::Key`]: this device does not hold the newest home secret, or a key is not usable.
+pub fn revoke(
+    identity: &Identity,
+    roster: &Roster,
+    ring: &KeyRing,
+    device: DeviceId,
+    at: LogPosition,
+    time: WallMillis,
+) -> Result<Signed<RosterEntry>, EnrolError> {
+    let next = NextSecret::after(ring, roster)?;
+    let mut receivers = receivers_of(roster, |other| *other != device);
+    receivers.push(roster.recovery().kem);
+    let entry = RosterEntry {
+        seq: roster.seq() + 1,
+        previous: roster.head(),
+        signer: identity.device(),
+        time,
+        change: Change::Revoke {
+            device,
+            at,
+            key_epoch: next.info.epoch,
+            secret_commitment: next.secret.commitment(),
+            wraps: wraps(&receivers, next.info, &next.secret)?,
+            sealed_previous: next.sealed_previous,
+        },
+    };
+    Ok(Signed::sign(entry, &roster.home(), identity.signer()))
+}
+
+/// The home secret that replaces the newest one.
+struct NextSecret {
+    secret: HomeSecret,
+    sealed_previous: Vec<u8>,
+    /// Its epoch, and the place of the entry that brings it.
+    info: WrapInfo,
+}
+
+impl NextSecret {
+    fn after(ring: &KeyRing, roster: &Roster) -> Result<Self, EnrolError> {
+        let newest = ring.newest();
+        let before = ring.secret(newest).ok_or(EnrolError::Key)?;
+        if newest != roster.key_epoch() {
+            return Err(EnrolError::Key);
+        }
+        let epoch = newest.next().ok_or(EnrolError::Key)?;
+        let secret = HomeSecret::generate();
+        Ok(Self {
+            sealed_previous: seal_previous(&secret, epoch, before),
+            secret,
+            info: WrapInfo {
+                home: roster.home(),
+                previous: roster.head(),
+                epoch,
+            },
+        })
+    }
+}
+
+/// The receiving keys of the devices on the roster that stay.
+fn receivers_of(roster: &Roster, stays: impl Fn(&DeviceId) -> bool) -> Vec<[u8; 32]> {
+    let members = roster.members();
+    let staying = members.filter(|(device, state)| state.active() && stays(device));
+    staying.map(|(_, state)| state.member.keys.kem).collect()
 }
 
 /// Rebuilds a roster from its signed entries, checking every rule.

@@ -6,6 +6,7 @@ use img_records::{Invite, JoinAnswer, JoinRequest, Roster, Signed, entry_id};
 use img_types::{DeviceName, LogPosition, WallMillis};
 
 use super::papers::*;
+use super::revoking::{Revocation, find, refuse_last_admin};
 use crate::identity::{Identity, key_ring};
 
 const NOW: WallMillis = WallMillis(1_000);
@@ -165,6 +166,96 @@ fn an_entry_signed_before_a_restart_is_found_on_the_roster() {
             .roster
             .contains(entry_id(&entry, &table.roster.home()))
     );
+}
+
+/// Appends the entry by which the first device revokes another.
+fn revoke_at(table: &mut Table, device: &Identity, at: u64) {
+    let ring = key_ring(table.first.kem(), &table.roster).unwrap();
+    let at = LogPosition(at);
+    let entry = revoke(&table.first, &table.roster, &ring, device.device(), at, NOW).unwrap();
+    table.roster.append(&entry).unwrap();
+    table.entries.push(entry.to_bytes());
+}
+
+#[test]
+fn whoever_stays_gets_the_next_keys_and_the_revoked_device_keeps_the_old_ones() {
+    let mut table = Table::new();
+    let names = ["lost", "stays", "late"];
+    let [lost, stays, late] = names.map(|name| identity(table.dir.path(), name));
+    for (device, called) in [(&lost, "tablet"), (&stays, "desktop")] {
+        let request = ask(device, &table.invite(), &name(called));
+        table.admit(&request).unwrap();
+    }
+    let tag = key_ring(lost.kem(), &table.roster).unwrap().name_tag("vm");
+    revoke_at(&mut table, &lost, 9);
+    let request = ask(&late, &table.invite(), &name("tablet"));
+    table.admit(&request).unwrap();
+    // Twice, so that older keys are reached over more than one step.
+    revoke_at(&mut table, &stays, 12);
+
+    let roster = &table.roster;
+    let state = roster.member(&lost.device()).unwrap();
+    assert_eq!(state.revoked, Some(LogPosition(9)));
+    let newest = |device: &Identity| key_ring(device.kem(), roster).unwrap().newest().0;
+    assert_eq!([&table.first, &late].map(newest), [2, 2]);
+    assert_eq!([&lost, &stays].map(newest), [0, 1]);
+    for device in [&table.first, &late, &lost] {
+        let ring = key_ring(device.kem(), roster).unwrap();
+        assert_eq!(ring.name_tag("vm"), tag, "all older keys are there");
+        assert_eq!(device_name(&ring, roster, &lost.device()), "tablet");
+    }
+    let words = img_seal::RecoverySecret::parse(&table.words).unwrap();
+    assert_eq!(key_ring(&words.kem(), roster).unwrap().newest().0, 2);
+    let back = identity(table.dir.path(), "back");
+    let made = recover(&back, roster, &words, &name("desk"), NOW).unwrap();
+    table.roster.append(&made.entry).unwrap();
+    let ring = key_ring(back.kem(), &table.roster).unwrap();
+    assert_eq!((ring.newest().0, ring.name_tag("vm")), (3, tag));
+}
+
+#[test]
+fn a_name_means_who_has_it_now_and_the_last_admin_stays() {
+    let mut table = Table::new();
+    let names = ["lost", "late"];
+    let [lost, late] = names.map(|name| identity(table.dir.path(), name));
+    let request = ask(&lost, &table.invite(), &name("tablet"));
+    table.admit(&request).unwrap();
+    revoke_at(&mut table, &lost, 0);
+    let meant = |table: &Table, text: &str| {
+        let ring = key_ring(table.first.kem(), &table.roster).unwrap();
+        find(&ring, &table.roster, text).ok()
+    };
+    assert_eq!(meant(&table, "tablet"), Some(lost.device()));
+    let request = ask(&late, &table.invite(), &name("tablet"));
+    table.admit(&request).unwrap();
+    assert_eq!(meant(&table, "tablet"), Some(late.device()));
+    assert_eq!(meant(&table, "nobody"), None);
+    let id = lost.device().to_string();
+    assert_eq!(meant(&table, &id[..12]), Some(lost.device()));
+    assert_eq!(meant(&table, &id[..4]), None);
+
+    let told = Revocation::of(&table.roster, &lost.device()).unwrap();
+    assert_eq!((told.time, told.by), (NOW, table.first.device()));
+    assert_eq!(Revocation::of(&table.roster, &late.device()), None);
+    let refused = refuse_last_admin(&table.roster, table.first.device(), true);
+    assert_eq!(refused.unwrap_err().kind.codes().1, 8);
+    assert!(refuse_last_admin(&table.roster, late.device(), false).is_ok());
+}
+
+#[test]
+fn without_the_newest_keys_nobody_is_revoked() {
+    let mut table = Table::new();
+    let names = ["lost", "stays"];
+    let [lost, stays] = names.map(|name| identity(table.dir.path(), name));
+    for (device, called) in [(&lost, "tablet"), (&stays, "desktop")] {
+        let request = ask(device, &table.invite(), &name(called));
+        table.admit(&request).unwrap();
+    }
+    let old = key_ring(table.first.kem(), &table.roster).unwrap();
+    revoke_at(&mut table, &lost, 0);
+    let (first, roster, device) = (&table.first, &table.roster, stays.device());
+    let refused = revoke(first, roster, &old, device, LogPosition(0), NOW);
+    assert_eq!(refused.map(drop), Err(EnrolError::Key));
 }
 
 #[test]

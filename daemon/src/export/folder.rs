@@ -140,10 +140,12 @@ impl<'env> Writer<'env> {
             let Some(found) = level.entries.next() else {
                 if level.more.is_some() {
                     let more = level.more.take();
-                    let (entries, more) = self.image.entries(level.inode, more, ENTRIES_MAX)?;
-                    level.entries = entries.into_iter();
-                    level.more = more;
-                    stack.push(level);
+                    let listed = self.image.entries(level.inode, more, ENTRIES_MAX);
+                    if let Some((entries, more)) = self.report.had(&level.made.path, listed)? {
+                        level.entries = entries.into_iter();
+                        level.more = more;
+                        stack.push(level);
+                    }
                 }
                 continue;
             };
@@ -184,7 +186,10 @@ impl<'env> Writer<'env> {
     ) -> Result<Option<Level<'env>>, ExportError> {
         let name = OsStr::from_bytes(&found.name);
         let path = folder.path.join(name);
-        let Some(metadata) = self.image.metadata(found)? else {
+        let Some(metadata) = self.report.had(&path, self.image.metadata(found))? else {
+            return Ok(None);
+        };
+        let Some(metadata) = metadata else {
             self.report.skip(&path, "has no attributes in the image");
             return Ok(None);
         };
@@ -211,8 +216,9 @@ impl<'env> Writer<'env> {
                 let made = openat(&folder.file, name, flags, Mode::empty());
                 let made = File::from(made.map_err(io::Error::from)?);
                 let above = Some(Arc::clone(folder));
-                let made = Made::new(made, metadata, path, above, self.report);
-                return Ok(Some(self.enter(found.inode, made)?));
+                let made = Made::new(made, metadata, path.clone(), above, self.report);
+                let below = self.enter(found.inode, made);
+                return self.report.had(&path, below);
             }
             FileKind::File => {
                 let flags = OFlags::WRONLY
@@ -238,8 +244,10 @@ impl<'env> Writer<'env> {
         made.file.set_len(size)?;
         if size <= SMALL_LEN_MAX {
             self.pool.run(move || {
-                let (pieces, _) = image.pieces(inode, None, PIECES_MAX)?;
-                write_pieces(image, &made.file, &pieces, size)?;
+                let pieces = image.pieces(inode, None, PIECES_MAX);
+                if let Some((pieces, _)) = report.had(&made.path, pieces)? {
+                    write_what_is_had(image, &made, report, &pieces, size)?;
+                }
                 report.advance(size);
                 Ok(())
             });
@@ -247,7 +255,10 @@ impl<'env> Writer<'env> {
         }
         let (mut more, mut done) = (None, 0);
         loop {
-            let (pieces, next) = image.pieces(inode, more, PIECES_MAX)?;
+            let listed = image.pieces(inode, more, PIECES_MAX);
+            let Some((pieces, next)) = report.had(&made.path, listed)? else {
+                return Ok(());
+            };
             let end = match pieces.last() {
                 Some(Piece::Block(offset, _)) if next.is_some() => {
                     offset.saturating_add(BLOCK_SIZE as u64).min(size)
@@ -256,7 +267,7 @@ impl<'env> Writer<'env> {
             };
             let (made, covered) = (Arc::clone(&made), end.saturating_sub(done));
             self.pool.run(move || {
-                write_pieces(image, &made.file, &pieces, size)?;
+                write_what_is_had(image, &made, report, &pieces, size)?;
                 report.advance(covered);
                 Ok(())
             });
@@ -318,6 +329,24 @@ impl<'env> Writer<'env> {
         self.report.file(0);
         Ok(())
     }
+}
+
+/// Writes pieces of a file; where some cannot be had and the export takes what there is, the others.
+fn write_what_is_had(
+    image: &Image<'_>,
+    made: &Made<'_>,
+    report: &Report<'_>,
+    pieces: &[Piece],
+    size: u64,
+) -> Result<(), ExportError> {
+    let written = write_pieces(image, &made.file, pieces, size);
+    if report.had(&made.path, written)?.is_none() && pieces.len() > 1 {
+        for piece in pieces {
+            let piece = std::slice::from_ref(piece);
+            report.had(&made.path, write_pieces(image, &made.file, piece, size))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what lies before the file's end, each run of contents that touch with one call.

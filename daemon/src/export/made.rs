@@ -1,5 +1,6 @@
 //! Files and folders that an export has made, and what it has to say about them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -87,11 +88,14 @@ pub(super) struct Report<'a> {
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
     skipped: Mutex<Vec<Skipped>>,
+    partial: bool,
+    /// Names of what is not all there.
+    incomplete: Mutex<BTreeSet<PathBuf>>,
     failure: Mutex<Option<ExportError>>,
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(reporter: &'a Reporter, cancel: &'a Cancel) -> Self {
+    pub(super) fn new(reporter: &'a Reporter, cancel: &'a Cancel, partial: bool) -> Self {
         Self {
             reporter,
             cancel,
@@ -101,6 +105,8 @@ impl<'a> Report<'a> {
             done_bytes: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
             skipped: Mutex::default(),
+            partial,
+            incomplete: Mutex::default(),
             failure: Mutex::default(),
         }
     }
@@ -131,6 +137,27 @@ impl<'a> Report<'a> {
             path: path.to_owned(),
             reason: reason.into(),
         });
+    }
+
+    /// What could be had of a thing. In an export that takes what there is, what is absent is named once.
+    pub(super) fn had<T>(
+        &self,
+        path: &Path,
+        outcome: Result<T, ExportError>,
+    ) -> Result<Option<T>, ExportError> {
+        match outcome {
+            Err(error) if self.partial && error.is_absence() => {
+                let mut incomplete = self
+                    .incomplete
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if incomplete.insert(path.to_owned()) {
+                    self.skip(path, "is not whole: parts of it are not on this device");
+                }
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
+        }
     }
 
     pub(super) fn no_xattr(&self, path: &Path, name: &[u8], error: Errno) {

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
@@ -80,10 +80,13 @@ impl Archive<'_> {
             let Some(found) = level.entries.next() else {
                 if level.more.is_some() {
                     let more = level.more.take();
-                    let (entries, more) = self.image.entries(level.inode, more, ENTRIES_MAX)?;
-                    level.entries = entries.into_iter();
-                    level.more = more;
-                    stack.push(level);
+                    let listed = self.image.entries(level.inode, more, ENTRIES_MAX);
+                    let path = Path::new(OsStr::from_bytes(&level.path));
+                    if let Some((entries, more)) = self.report.had(path, listed)? {
+                        level.entries = entries.into_iter();
+                        level.more = more;
+                        stack.push(level);
+                    }
                 }
                 continue;
             };
@@ -99,7 +102,11 @@ impl Archive<'_> {
 
     /// Writes what an entry names; returns a folder to go into.
     fn member(&mut self, found: &Found, path: Vec<u8>) -> Result<Option<Level>, ExportError> {
-        let Some(metadata) = self.image.metadata(found)? else {
+        let named = Path::new(OsStr::from_bytes(&path));
+        let Some(metadata) = self.report.had(named, self.image.metadata(found))? else {
+            return Ok(None);
+        };
+        let Some(metadata) = metadata else {
             let path = Path::new(OsStr::from_bytes(&path));
             self.report.skip(path, "has no attributes in the image");
             return Ok(None);
@@ -146,12 +153,16 @@ impl Archive<'_> {
             name.push(b'/');
         }
         let map = match kind {
-            EntryType::Regular => self.map(found.inode, size)?,
+            EntryType::Regular => {
+                let map = self.map(found.inode, size);
+                self.report.had(named, map)?.flatten()
+            }
             _ => None,
         };
         let header = self.header(kind, &name, &target, size, map.as_ref(), &metadata)?;
         let mut content = Content::new(self.image, &self.pool, self.report, found.inode, size);
         content.skips_holes = map.is_some();
+        content.path = named.to_owned();
         let map = map.map_or(Vec::new(), |map| map.text);
         let written = self.builder.append(&header, (&map[..]).chain(&mut content));
         match content.problem {
@@ -161,10 +172,11 @@ impl Archive<'_> {
         if attributes.kind != FileKind::Directory {
             return Ok(None);
         }
-        let (entries, more) = self.image.entries(found.inode, None, ENTRIES_MAX)?;
-        Ok(Some(Level {
+        let listed = self.image.entries(found.inode, None, ENTRIES_MAX);
+        let listed = self.report.had(named, listed)?;
+        Ok(listed.map(|(entries, more)| Level {
             inode: found.inode,
-            path,
+            path: path.clone(),
             entries: entries.into_iter(),
             more,
         }))
@@ -310,6 +322,7 @@ struct Content<'c, 'env> {
     pool: &'c Pool<'env>,
     report: &'env Report<'env>,
     inode: Inode,
+    path: PathBuf,
     size: u64,
     at: u64,
     /// Blocks that are not there are left out instead of being zeros.
@@ -337,6 +350,7 @@ impl<'c, 'env> Content<'c, 'env> {
             pool,
             report,
             inode,
+            path: PathBuf::new(),
             size,
             at: 0,
             skips_holes: false,
@@ -352,7 +366,10 @@ impl<'c, 'env> Content<'c, 'env> {
     /// Starts fetches, so that some are always under way.
     fn look_ahead(&mut self) -> Result<(), ExportError> {
         while !self.listed && self.ahead.len() < AHEAD_MIN {
-            let (pieces, more) = self.image.pieces(self.inode, self.more.take(), AHEAD_MIN)?;
+            let pieces = self.image.pieces(self.inode, self.more.take(), AHEAD_MIN);
+            // The rest is zeros where its list cannot be had.
+            let pieces = self.report.had(&self.path, pieces)?;
+            let (pieces, more) = pieces.unwrap_or_default();
             self.listed = more.is_none();
             self.more = more;
             for piece in pieces {
@@ -397,8 +414,9 @@ impl<'c, 'env> Content<'c, 'env> {
                         return Ok(self.zeros(&mut buffer[..len], self.size));
                     };
                     // Left out: the report knows why.
-                    let content = content.recv().map_err(|_| ExportError::Cancelled)??;
-                    (offset, content)
+                    let content = content.recv().map_err(|_| ExportError::Cancelled)?;
+                    let content = self.report.had(&self.path, content)?;
+                    (offset, content.unwrap_or_default())
                 }
             };
             if self.at < offset {

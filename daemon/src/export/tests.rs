@@ -79,6 +79,7 @@ impl Device {
             path: None,
             kind: None,
             dest: dest.to_owned(),
+            partial: false,
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Core {
     pin: RwLock<Arc<HomePin>>,
     pub(super) nonce: DaemonNonce,
     roster: RwLock<Arc<Roster>>,
+    /// Held while the roster grows: two who read the same entries store them once.
+    growing: tokio::sync::Mutex<()>,
     keys: Keys,
     seen: watch::Sender<Option<Standing>>,
     back_in_time: watch::Sender<Option<Arc<BackInTime>>>,
@@ -58,6 +60,7 @@ impl Core {
             identity,
             nonce,
             roster: RwLock::new(Arc::new(roster)),
+            growing: tokio::sync::Mutex::default(),
             keys,
             seen: watch::Sender::new(pin.seen),
             back_in_time: watch::Sender::new(None),
@@ -95,6 +98,12 @@ impl Core {
     /// What the home lost, while it is one that went back in time.
     pub(super) fn back_in_time(&self) -> Option<Arc<BackInTime>> {
         self.back_in_time.borrow().clone()
+    }
+
+    /// Whether this device has been taken off the roster, as far as it has heard.
+    pub(super) fn is_revoked(&self) -> bool {
+        let roster = self.roster();
+        roster.revocation(&self.identity.device()).is_some()
     }
 
     pub(super) fn is_bad(&self) -> bool {
@@ -165,6 +174,7 @@ impl Core {
 
     /// Takes roster entries from number `from` on; each is checked, stored and then used.
     pub(super) async fn grow_roster(&self, from: u64, entries: &[Bytes]) -> Result<(), CallError> {
+        let _one_at_a_time = self.growing.lock().await;
         let mut roster = Roster::clone(&self.roster());
         let known = roster.seq();
         for (seq, bytes) in (from..).zip(entries) {
@@ -184,6 +194,9 @@ impl Core {
                 .await?;
         }
         if roster.seq() > known {
+            if roster.revocation(&self.identity.device()).is_some() && !self.is_revoked() {
+                tracing::warn!("this device has been revoked; what is checked out here stays");
+            }
             if let Ok(ring) = key_ring(self.identity.kem(), &roster) {
                 self.keys.replace(ring);
             }
@@ -225,7 +238,10 @@ impl Core {
 
 /// Opens a conversation: says Hello, checks the home's log against what was seen, reads the roster.
 pub(super) async fn greet(core: Arc<Core>, connection: Connection) -> Result<(), LinkError> {
-    let greeted = say_hello(&core, &connection).await;
+    let greeted = match core.is_revoked() {
+        true => Err(CallError::Refused(Refusal::NotMember)),
+        false => say_hello(&core, &connection).await,
+    };
     greeted.map_err(|error| match error {
         CallError::Away | CallError::State(_) => LinkError::Away,
         CallError::WrongHome => LinkError::WrongHome,
@@ -256,6 +272,13 @@ async fn say_hello(core: &Core, connection: &Connection) -> Result<(), CallError
             return Err(look_at_restored(core, connection, seen).await);
         }
         Ok(_) => return Err(CallError::Protocol("no answer to Hello")),
+        Err(Refusal::NotMember) => {
+            // Whom it has revoked the home shows the signed entry that says so.
+            if let Err(error) = read_roster(core, connection).await {
+                tracing::debug!(%error, "the home does not say why this device is no member");
+            }
+            return Err(Refusal::NotMember.into());
+        }
         Err(refusal) => return Err(refusal.into()),
     };
     core.back_in_time.send_replace(None);
@@ -267,6 +290,11 @@ async fn say_hello(core: &Core, connection: &Connection) -> Result<(), CallError
         .unwrap_or_else(PoisonError::into_inner)
         .instance = Some(instance);
     core.remember_home_key(connection.home_key()).await?;
+    read_roster(core, connection).await
+}
+
+/// Reads what the roster has grown by.
+async fn read_roster(core: &Core, connection: &Connection) -> Result<(), CallError> {
     loop {
         let from = core.roster().seq() + 1;
         match ask(core, connection, Call::Roster { from }).await? {

@@ -1,5 +1,7 @@
 //! Who had an image, who took it, and what was refused: the home's log and its audit, put together.
 
+use std::collections::BTreeSet;
+
 use img_proto::call::AdminCommand;
 use img_proto::{Answer, AuditRow, Call};
 use img_records::{LogEntry, LogKind};
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Image, Images};
 use crate::commits::open_reason;
+use crate::enrol::revokes;
 use crate::error::ApiError;
 use crate::events::time;
 use crate::home::CallError;
@@ -25,6 +28,7 @@ impl Images {
         let entries = self.entries(image.row.image, limit).await;
         let entries = entries.map_err(explain)?;
         let mut noted = self.noted(image.row.image, limit).await.map_err(explain)?;
+        let had: BTreeSet<_> = entries.iter().map(|entry| entry.device).collect();
         let mut rows: Vec<(i64, Value)> = Vec::new();
         for entry in entries {
             let reason = match entry.kind {
@@ -45,6 +49,7 @@ impl Images {
             });
             rows.push((entry.time.0, row));
         }
+        rows.extend(self.revocations(|device| had.contains(device)));
         for row in noted.into_iter().filter(|row| row.refusal.is_some()) {
             let told = json!({
                 "kind": "refused",
@@ -59,6 +64,26 @@ impl Images {
         rows.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
         rows.truncate(limit);
         Ok(rows.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// The revocations of devices that had the image: they ended leases, and stand in the roster with the admin's
+    /// signature.
+    fn revocations(&self, had: impl Fn(&DeviceId) -> bool) -> Vec<(i64, Value)> {
+        let roster = self.home.roster();
+        let entries = roster.entries().iter().map(|entry| &entry.record);
+        let revoked = entries.filter_map(|entry| {
+            let device = revokes(&entry.change).filter(&had)?;
+            let told = json!({
+                "kind": "revoke",
+                "time": time(entry.time),
+                "device": self.device_name(&entry.signer),
+                "device_id": entry.signer,
+                "subject": device,
+                "reason": format!("{} was revoked", self.device_name(&device)),
+            });
+            Some((entry.time.0, told))
+        });
+        revoked.collect()
     }
 
     async fn entries(&self, image: ImageId, limit: usize) -> Result<Vec<LogEntry>, CallError> {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use img_index::Boundary;
+use img_seal::Reference;
 use img_types::ImageName;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -31,30 +33,52 @@ pub struct ExportRequest {
     pub form: Option<ExportKind>,
 }
 
+/// The state of a checkout, sealed on this device.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalState {
+    /// Its root.
+    pub root: Reference,
+    /// Where its index nodes end.
+    pub boundary: Boundary,
+}
+
 impl Images {
-    /// Writes a commit to a folder, a raw file or a tar.
+    /// Writes a commit, or the state of a checkout that is given, to a folder, a raw file or a tar.
     ///
     /// # Errors
     /// There is no such commit or path, the destination cannot be written, or the home is away.
     pub async fn export(
         &self,
         request: ExportRequest,
+        local: Option<LocalState>,
         reporter: &Reporter,
     ) -> Result<Value, ApiError> {
         reporter.phase(Phase::Export, None);
-        // What is here already can be written while the home is away.
-        let image = self.find_seen(&request.name).await?;
-        let head = CommitSpec::Head { before: 0 };
-        let commit = self
-            .resolve(&image, request.at.as_ref().unwrap_or(&head))
-            .await?;
+        let (state, commit) = match local {
+            Some(state) => (state, None),
+            None => {
+                // What is here already can be written while the home is away.
+                let image = self.find_seen(&request.name).await?;
+                let head = CommitSpec::Head { before: 0 };
+                let commit = self
+                    .resolve(&image, request.at.as_ref().unwrap_or(&head))
+                    .await?;
+                let state = LocalState {
+                    root: commit.root(),
+                    boundary: image.descriptor.boundary,
+                };
+                (state, Some(commit.id))
+            }
+        };
         let export = Export {
             objects: Arc::clone(self.home.objects()),
-            root: commit.root(),
-            boundary: image.descriptor.boundary,
+            root: state.root,
+            boundary: state.boundary,
             path: request.path,
             kind: request.form,
             dest: request.dest,
+            // A revoked device gets no more than it has.
+            partial: self.home.revocation().is_some(),
         };
         let cancel = CancelOnDrop(Cancel::default());
         let (told, cancelled) = (reporter.clone(), cancel.0.clone());
@@ -69,7 +93,7 @@ impl Images {
             .iter()
             .map(|skipped| with_path(json!({ "reason": skipped.reason }), &skipped.path));
         Ok(json!({
-            "commit": commit.id,
+            "commit": commit,
             "files": exported.files,
             "bytes": exported.bytes,
             "skipped": skipped.collect::<Vec<_>>(),
@@ -103,6 +127,7 @@ impl Images {
                 )
             }
             ExportError::Fetch(FetchError::Away) => self.explain(&CallError::Away, name),
+            ExportError::Fetch(FetchError::Never) => self.explain(&self.home.absence(), name),
             ExportError::Fetch(FetchError::Missing(_) | FetchError::Corrupt(_))
             | ExportError::Misplaced(_)
             | ExportError::Malformed(_) => ApiError::new(

@@ -85,6 +85,18 @@ impl Database {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// The place in the log of a commit that the home has signed for, if its receipt is kept.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn acknowledged_at(&self, commit: CommitId) -> Result<Option<LogPosition>, StateError> {
+        let mut statement = self
+            .sql
+            .prepare_cached("SELECT position FROM acknowledged WHERE commit_id = ?1")?;
+        let mut positions = statement.query_map(params![commit.as_bytes()], |row| row.get(0))?;
+        Ok(positions.next().transpose()?.map(LogPosition))
+    }
+
     /// The newest commit of each image that the home has signed for.
     ///
     /// # Errors

@@ -121,6 +121,24 @@ pub(super) async fn roster(home: &Arc<Home>, from: u64) -> Result<Answer, Stop> 
     })
 }
 
+/// Shows a revoked device the entries up to the one that revoked it, and nothing later: it learns when that
+/// was and by whom, with an admin's signature, so that it believes no home that only says so.
+pub(super) async fn show_revocation(
+    home: &Arc<Home>,
+    session: &Session,
+    from: u64,
+) -> Result<Answer, Stop> {
+    let last = session.revocation(home).ok_or(Refusal::NotMember)?;
+    let Answer::Roster { mut entries, more } = roster(home, from).await? else {
+        return Err(Refusal::NotMember.into());
+    };
+    let left = (last + 1).saturating_sub(from);
+    let shown = entries.len();
+    entries.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+    let more = more && entries.len() == shown && (shown as u64) < left;
+    Ok(Answer::Roster { entries, more })
+}
+
 /// Appends to the roster. Who signed the entry counts, and not who brings it: a home that was restored gets
 /// entries back from whoever has them.
 pub(super) async fn append(context: &mut Context<'_>, entry: &[u8]) -> Result<Answer, Stop> {

@@ -89,6 +89,14 @@ impl Session {
         }
     }
 
+    /// The entry that took the device behind this connection off the roster.
+    fn revocation(&self, home: &Home) -> Option<u64> {
+        let roster = home.roster().ok()?;
+        let mut members = roster.members();
+        let (device, _) = members.find(|(_, state)| state.member.keys.tls == self.tls)?;
+        Some(roster.revocation(device)?.record.seq)
+    }
+
     /// The daemon that said Hello, if its device is still a member.
     fn daemon(&self, home: &Home) -> Result<Daemon, Refusal> {
         let device = self.device(home)?;
@@ -186,6 +194,9 @@ async fn decide(home: &Arc<Home>, session: &Session, request: Request) -> Result
             enrol::recover_append(home, session, &proof, entry).await
         }
         Call::ShowReceipt { receipt } => restore::shown(home, session, &receipt).await,
+        Call::Roster { from } if session.device(home).is_err() => {
+            enrol::show_revocation(home, session, from).await
+        }
         call => {
             let daemon = session.daemon(home)?;
             member::answer(home, daemon, request.id, call).await

@@ -226,6 +226,37 @@ async fn a_revoked_device_is_shown_the_door() {
 }
 
 #[tokio::test]
+async fn a_revoked_device_is_shown_by_whom_and_nothing_that_came_later() {
+    let (home, admin) = TestHome::founded().await;
+    let second = home.second(&admin).await;
+    let (id, known) = (second.device.id(), home.roster());
+    let entry = admin.device.revoke(&known, id, home.standing().position);
+    let append = Call::RosterAppend {
+        entry: entry.clone(),
+    };
+    admin.call(append).await.unwrap();
+    let later = admin.device.add(&home.roster(), &Device::new(3));
+    admin
+        .call(Call::RosterAppend { entry: later })
+        .await
+        .unwrap();
+    let back = home.connect(&second.device).await;
+    assert_eq!(back.hello(None).await, Err(Refusal::NotMember));
+    let shown = |from| back.call(Call::Roster { from });
+    let roster = |entries| {
+        Ok(Answer::Roster {
+            entries,
+            more: false,
+        })
+    };
+    assert_eq!(shown(known.seq() + 1).await, roster(vec![entry]));
+    assert_eq!(shown(known.seq() + 2).await, roster(vec![]));
+    let stranger = home.connect(&Device::new(9)).await;
+    let refused = stranger.call(Call::Roster { from: 0 }).await;
+    assert_eq!(refused, Err(Refusal::NotMember));
+}
+
+#[tokio::test]
 async fn the_recovery_words_bring_a_device_in_once() {
     let (home, _founder) = TestHome::founded().await;
     let device = Device::new(5);

@@ -30,6 +30,9 @@ use crate::tree::FreezeError;
 impl Worker {
     /// Whether a commit may be asked for at all.
     pub(super) fn may_commit(&self, request: &CommitRequest) -> Result<(), ApiError> {
+        if let Some(told) = work::revoked(&self.shared, &self.dir) {
+            return Err(told);
+        }
         let holder = self.shared.keeper.holder(self.checkout);
         match holder.map(|holder| holder.kind()) {
             Some(LeaseKind::Orphan) if !request.adopt_orphan && request.branch.is_none() => Err(

@@ -9,6 +9,7 @@ mod history;
 mod leases;
 mod offline;
 mod programs;
+mod revocation;
 mod secrecy;
 mod steal;
 mod tour;
