@@ -24,6 +24,8 @@ pub struct Places {
     pub database: crate::db::Address,
     /// The folder of the object store.
     pub objects: std::path::PathBuf,
+    /// How many bytes of objects it may hold; no limit but the disk's if there is none.
+    pub max_stored: Option<u64>,
 }
 
 /// Why a home does not start.
@@ -74,9 +76,14 @@ impl Home {
         let db = Database::open(&places.database).await?;
         let packs = Packs::local(&places.objects)?;
         let objects = Objects::new(db.clone(), packs);
-        let ingest = Ingest::start(db.clone(), objects.clone(), places.folder.spool())
-            .await
-            .map_err(|error| StartError::Spool(error.to_string()))?;
+        let ingest = Ingest::start(
+            db.clone(),
+            objects.clone(),
+            places.folder.spool(),
+            places.max_stored,
+        )
+        .await
+        .map_err(|error| StartError::Spool(error.to_string()))?;
         Ok(Self {
             published: db.writer().published(),
             roster: db.writer().roster(),

@@ -19,6 +19,7 @@ mod init;
 mod objects;
 mod proposal;
 mod serve;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use folder::{Folder, FolderError, FolderLock};
 pub use home::{Places, StartError};
 pub use init::{DEFAULT_PORT, InitError, default_address, init, invite};
 pub use serve::Running;
+pub use size::{parse_size, show_size};
 
 /// Random bytes from the operating system.
 fn random<const N: usize>() -> Result<[u8; N], RandomError> {

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use img_records::FoundingInvite;
 use imghome::{
     Address, BackupError, Folder, FolderError, InitError, OpenError, Places, Running, StartError,
+    show_size as size,
 };
 use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
@@ -46,6 +47,9 @@ enum Command {
         /// Where packs of objects are kept [default: DIR/objects].
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,
+        /// How much devices may store here, such as 500G [default: what the disk has].
+        #[arg(long, value_name = "SIZE", value_parser = imghome::parse_size)]
+        max_stored: Option<u64>,
     },
     /// Print a new founding invite, while nobody has joined.
     Invite {
@@ -114,6 +118,7 @@ impl Place {
         Ok(Places {
             database: database.unwrap_or_else(|| Address::file(&folder.database())),
             objects: objects.unwrap_or_else(|| folder.objects()),
+            max_stored: None,
             folder,
         })
     }
@@ -184,7 +189,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 place,
                 listen,
                 objects,
-            } => serve(&place, objects, listen).await,
+                max_stored,
+            } => {
+                let places = Places {
+                    max_stored,
+                    ..place.places(objects)?
+                };
+                serve(&place, &places, listen).await
+            }
             Command::Usage { place } => usage(&place).await,
             Command::Backup { place, to, objects } => {
                 let copied = imghome::backup(&place.places(objects)?, &to).await?;
@@ -210,14 +222,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     done
 }
 
-async fn serve(
-    place: &Place,
-    objects: Option<PathBuf>,
-    listen: SocketAddr,
-) -> anyhow::Result<ExitCode> {
+async fn serve(place: &Place, places: &Places, listen: SocketAddr) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("no signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("no signals")?;
-    let running = Running::start(&place.places(objects)?, listen).await?;
+    let running = Running::start(places, listen).await?;
     let address = running.address();
     if place.json {
         print(&json!({ "address": address }).to_string())?;
@@ -342,22 +350,6 @@ fn pinned(pin: &imghome::Pinned) -> serde_json::Value {
         "device": pin.device.to_string(),
         "remaining_ms": pin.remaining_ms,
     })
-}
-
-/// Bytes for people, in the largest unit that leaves at least one.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut size = (bytes as f64, "bytes");
-    for unit in UNITS {
-        if size.0 < 1024.0 {
-            break;
-        }
-        size = (size.0 / 1024.0, unit);
-    }
-    match size {
-        (bytes, "bytes") => format!("{bytes} bytes"),
-        (count, unit) => format!("{count:.1} {unit}"),
-    }
 }
 
 fn show_invite(place: &Place, invite: &FoundingInvite) -> anyhow::Result<ExitCode> {

@@ -49,8 +49,13 @@ struct Served {
 
 impl Served {
     fn start(dir: &str) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    fn start_with(dir: &str, options: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_imghome"))
             .args(["serve", dir, "--listen", "127.0.0.1:0", "--json"])
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -287,6 +292,33 @@ async fn found(connection: &Connection, device: &Device, secret: [u8; 16]) -> Im
         token,
         head: None,
         commits: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_home_takes_as_much_as_its_operator_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("home");
+    let home = path.to_str().unwrap();
+    let invite = init(home);
+    let strange = imghome(&["serve", home, "--max-stored", "lots"]);
+    assert_eq!(strange.status.code(), Some(2));
+    let said = String::from_utf8(strange.stderr).unwrap();
+    assert!(said.contains("a size looks like"), "{said}");
+
+    let device = Device::new(1);
+    let objects = tree::tree(1, 2, 3).objects;
+    for (limit, fits) in [("1K", false), ("1G", true)] {
+        let served = Served::start_with(home, &["--max-stored", limit]);
+        let connection = connect(&served, &invite).await;
+        if !fits {
+            found(&connection, &device, invite.secret).await;
+        }
+        let (upload, _) = begin(&connection, &device, Vec::new()).await;
+        let objects = stream::iter(objects.clone());
+        let pushed = connection.push(upload, objects, |_| {}).await;
+        assert_eq!(pushed.is_ok(), fits, "{pushed:?}");
+        served.terminate();
     }
 }
 

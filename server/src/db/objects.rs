@@ -253,6 +253,14 @@ pub(crate) async fn held_by(
     held.collect()
 }
 
+/// Bytes of all objects.
+pub(crate) async fn bytes(connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+    sqlx::query("SELECT CAST(COALESCE(SUM(len), 0) AS BIGINT) FROM objects")
+        .fetch_one(connection)
+        .await?
+        .number(0)
+}
+
 /// Every pack with its number.
 pub(crate) async fn packs(
     connection: &mut SqliteConnection,

@@ -10,6 +10,7 @@
 //! whole objects that it finds in spools, so that a device need not send them again either.
 
 mod packer;
+mod quota;
 mod recover;
 mod spooler;
 
@@ -26,6 +27,7 @@ pub(crate) use spooler::path as spool_path;
 
 use crate::db::{Database, Stop};
 use crate::objects::Objects;
+use quota::Quota;
 
 /// Objects that are verified, appended and acknowledged together.
 pub(crate) const BATCH_MAX: usize = 64;
@@ -88,16 +90,19 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
-    /// Recovers the spools in `folder` and starts the thread that appends to them.
+    /// Recovers the spools in `folder` and starts the thread that appends to them, up to `max_stored` bytes
+    /// of objects in all.
     pub(crate) async fn start(
         db: Database,
         objects: Objects,
         folder: PathBuf,
+        max_stored: Option<u64>,
     ) -> Result<Self, Stop> {
         let recovered = recover::recover(&db, &objects, &folder).await?;
+        let quota = Quota::of(&db, max_stored).await?;
         let (queue, incoming) = std::sync::mpsc::channel();
         let (ended, thread) = oneshot::channel();
-        spooler::start(db, objects, folder, recovered, incoming, ended)
+        spooler::start(db, objects, folder, recovered, quota, incoming, ended)
             .map_err(|error| Stop::Broken(format!("no thread for the spool: {error}")))?;
         Ok(Self {
             queue,

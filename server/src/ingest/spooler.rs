@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::Batch;
 use super::packer::{self, Packer};
+use super::quota::Quota;
 use super::recover::{Numbers, Recovered};
 use crate::db::objects::{self, NewObject, StoreNumber};
 use crate::db::{Database, Stop, uploads};
@@ -47,6 +48,7 @@ pub(super) fn start(
     objects: Objects,
     folder: PathBuf,
     recovered: Recovered,
+    quota: Quota,
     incoming: Receiver<Message>,
     ended: oneshot::Sender<()>,
 ) -> io::Result<()> {
@@ -64,6 +66,7 @@ pub(super) fn start(
         packer,
         open: recovered.open,
         numbers: recovered.numbers,
+        quota,
         rows: Vec::new(),
     };
     std::thread::Builder::new()
@@ -84,6 +87,7 @@ struct Spooler {
     packer: Packer,
     open: Option<OpenSpool>,
     numbers: Arc<Numbers>,
+    quota: Quota,
     /// Tasks that make rows for the open spool's objects.
     rows: Vec<JoinHandle<()>>,
 }
@@ -102,6 +106,8 @@ struct Unsynced {
     /// Room that is given back when the rows are durable.
     rooms: Vec<tokio::sync::OwnedSemaphorePermit>,
     bytes: u64,
+    /// What they take of the quota at most.
+    taken: u64,
     ends: bool,
 }
 
@@ -141,7 +147,8 @@ impl Spooler {
             _room: room,
         } = batch;
         match self.append_all(&objects) {
-            Ok(rows) => {
+            Ok((rows, taken)) => {
+                unsynced.taken += taken;
                 unsynced.bytes += rows.iter().map(|row| u64::from(row.place.len)).sum::<u64>();
                 unsynced.ends |= last;
                 unsynced.batches.push(Appended {
@@ -158,8 +165,43 @@ impl Spooler {
         }
     }
 
-    fn append_all(&mut self, objects: &[super::Verified]) -> Result<Vec<NewObject>, Refusal> {
-        self.check_room(objects)?;
+    /// Appends objects; tells their rows to be, and what they take of the quota at most.
+    fn append_all(
+        &mut self,
+        objects: &[super::Verified],
+    ) -> Result<(Vec<NewObject>, u64), Refusal> {
+        self.check_room(len_of(objects))?;
+        let taken = self.take_quota(objects)?;
+        match self.append_to_spool(objects) {
+            Ok(rows) => Ok((rows, taken)),
+            Err(refusal) => {
+                self.quota.give_back(taken);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Only a home that is nearly full looks first which of the objects it has: these take nothing.
+    fn take_quota(&self, objects: &[super::Verified]) -> Result<u64, Refusal> {
+        let all = len_of(objects);
+        if self.quota.take(all).is_ok() {
+            return Ok(all);
+        }
+        let ids: Vec<ObjectId> = objects.iter().map(|object| object.id).collect();
+        let here = self
+            .runtime
+            .block_on(self.objects.locate(&ids))
+            .map_err(|error| Refusal::Internal(error.to_string()))?;
+        let new = len_of(
+            objects
+                .iter()
+                .filter(|object| !here.contains_key(&object.id)),
+        );
+        self.quota.take(new)?;
+        Ok(new)
+    }
+
+    fn append_to_spool(&mut self, objects: &[super::Verified]) -> Result<Vec<NewObject>, Refusal> {
         let open = self.open_spool()?;
         let mut rows = Vec::with_capacity(objects.len());
         for object in objects {
@@ -178,8 +220,7 @@ impl Spooler {
         Ok(rows)
     }
 
-    fn check_room(&self, objects: &[super::Verified]) -> Result<(), Refusal> {
-        let wanted: u64 = objects.iter().map(|object| object.bytes.len() as u64).sum();
+    fn check_room(&self, wanted: u64) -> Result<(), Refusal> {
         let disk = rustix::fs::statvfs(&self.folder)
             .map_err(|errno| Refusal::Internal(format!("the spool's disk: {errno}")))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -220,7 +261,9 @@ impl Spooler {
         let full = open.spool.len() >= SPOOL_LEN_MAX;
         let db = self.db.clone();
         self.rows.retain(|task| !task.is_finished());
-        self.rows.push(self.runtime.spawn(make_rows(db, unsynced)));
+        let quota = self.quota.clone();
+        self.rows
+            .push(self.runtime.spawn(make_rows(db, quota, unsynced)));
         if full && let Some(open) = self.open.take() {
             self.packer.add(open, std::mem::take(&mut self.rows));
         }
@@ -237,8 +280,13 @@ impl Spooler {
 }
 
 /// Gives rows to synced objects and tells their devices.
-async fn make_rows(db: Database, unsynced: Unsynced) {
-    let Unsynced { batches, rooms, .. } = unsynced;
+async fn make_rows(db: Database, quota: Quota, unsynced: Unsynced) {
+    let Unsynced {
+        batches,
+        rooms,
+        taken,
+        ..
+    } = unsynced;
     let mut callers = Vec::with_capacity(batches.len());
     let mut work = Vec::with_capacity(batches.len());
     for batch in batches {
@@ -247,14 +295,18 @@ async fn make_rows(db: Database, unsynced: Unsynced) {
     }
     let made = db.writer().call(move |tx| {
         Box::pin(async move {
+            let mut new = 0;
             for (upload, rows) in &work {
                 let new_bytes = objects::insert(tx, rows).await?;
                 uploads::progress(tx, *upload, new_bytes).await?;
+                new += new_bytes;
             }
-            Ok::<_, Stop>(())
+            Ok::<_, Stop>(new)
         })
     });
-    let result = made.await.map_err(|error| match error {
+    let made = made.await;
+    quota.give_back(taken.saturating_sub(made.as_ref().copied().unwrap_or(0)));
+    let result = made.map(drop).map_err(|error| match error {
         Stop::Refused(refusal) => refusal,
         // A full disk ended its group before its turn.
         Stop::Closing => Refusal::Busy,
@@ -268,6 +320,11 @@ async fn make_rows(db: Database, unsynced: Unsynced) {
         // A device that is gone asks for what is missing when it comes back.
         let _ = durable.send(result.clone());
     }
+}
+
+fn len_of<'a>(objects: impl IntoIterator<Item = &'a super::Verified>) -> u64 {
+    let lengths = objects.into_iter().map(|object| object.bytes.len() as u64);
+    lengths.sum()
 }
 
 fn refusal(error: &StoreError) -> Refusal {

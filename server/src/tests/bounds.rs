@@ -4,9 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
+use img_net::LinkError;
+use img_proto::{Call, Refusal};
+use img_records::Parent;
+use img_types::{ImageId, Seq};
 
 use super::TestHome;
-use super::papers::Device;
+use super::flow::{TERMS, commit, image, stage};
+use super::leases::release;
+use super::papers::{Device, Draft};
+use super::tree::tree;
 
 const STOP_MAX: Duration = Duration::from_secs(5);
 
@@ -83,4 +90,62 @@ fn a_home_does_not_wait_for_a_device_that_sleeps() {
     let took = began.elapsed();
     assert!(took < STOP_MAX, "{took:?}");
     drop(client);
+}
+
+#[tokio::test]
+async fn a_home_takes_no_more_than_it_may_store_and_everything_else_goes_on() {
+    let (mut home, founder) = TestHome::founded().await;
+    let (draft, head, token) = image(&home, &founder, 1).await;
+    let fits = tree(2, 2, 3);
+    let bytes = |objects: &[bytes::Bytes]| -> u64 {
+        let lengths = objects.iter().map(|object| object.len() as u64);
+        lengths.sum()
+    };
+    let held = crate::usage(&home.places()).await.unwrap().object_bytes;
+    home.max_stored = Some(held + bytes(&fits.objects) + 100);
+    home.restart().await;
+    let founder = home.member(&founder.device).await;
+    // What is sent again takes no room.
+    for _ in 0..3 {
+        founder.push(&fits.objects).await.unwrap();
+    }
+    let more = tree(3, 4, 3);
+    for _ in 0..2 {
+        let refused = founder.push(&more.objects).await;
+        let Err(LinkError::Refused(Refusal::NoRoom(why))) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(why.contains("--max-stored"), "{why}");
+    }
+    // Whatever brings no object is taken: a commit, a checkpoint, a branch, a release; and all is read.
+    let draft = draft.after(head, fits.root, token);
+    let head = commit(&home, &founder, &draft, &fits).await.unwrap();
+    let next = draft.after(head, fits.root, token);
+    stage(&home, &founder, &next, &fits).await.unwrap();
+    let start = Draft {
+        image: ImageId::from_bytes([72; 32]),
+        seq: Seq(0),
+        parent: Some(Parent {
+            image: draft.image,
+            commit: head,
+        }),
+        root: fits.root,
+        token: None,
+    };
+    let descriptor = founder.device.descriptor(founder.home(), start.image, 72);
+    let first = founder.device.commit(&home.roster(), &start);
+    let branch = Call::Branch {
+        descriptor: descriptor.to_bytes().into(),
+        commit: first.to_bytes().into(),
+        terms: TERMS,
+    };
+    founder.call(branch).await.unwrap();
+    release(&founder, draft.image, token).await.unwrap();
+    let fetched = founder.fetch(&fits.ids).await;
+    assert!(fetched.into_iter().eq(fits.objects.into_iter().map(Some)));
+    // With a higher limit the same push goes on.
+    home.max_stored = home.max_stored.map(|max| max + bytes(&more.objects));
+    home.restart().await;
+    let founder = home.member(&founder.device).await;
+    founder.push(&more.objects).await.unwrap();
 }

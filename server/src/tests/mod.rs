@@ -33,6 +33,8 @@ struct TestHome {
     _dir: TempDir,
     path: PathBuf,
     invite: FoundingInvite,
+    /// From the next start on.
+    max_stored: Option<u64>,
     running: Option<Running>,
 }
 
@@ -47,6 +49,7 @@ impl TestHome {
             _dir: dir,
             path,
             invite,
+            max_stored: None,
             running: None,
         };
         home.resume().await;
@@ -67,6 +70,7 @@ impl TestHome {
         Places {
             database: Address::file(&folder.database()),
             objects: folder.objects(),
+            max_stored: self.max_stored,
             folder,
         }
     }
