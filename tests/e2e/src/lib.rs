@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -319,6 +320,32 @@ impl Device {
     /// It is not running.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("imgd is not running")?.kill()
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.process_id()?)?);
+        Ok(kill_process(pid.context("a process id")?, signal)?)
+    }
+
+    /// Runs `imgctl`, ends the daemon at once so long after it began, and starts it again. What `imgctl` says depends
+    /// on how far it got.
+    ///
+    /// # Errors
+    /// The programs cannot be run.
+    pub fn kill_during(&mut self, args: &[&str], after: Duration) -> Result<()> {
+        let device = &*self;
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| device.imgctl(args));
+            std::thread::sleep(after);
+            device.signal(Signal::KILL)?;
+            asking.join().expect("no panic").map(drop)
+        })?;
+        self.kill()?;
+        self.restart()
     }
 
     /// Ends the daemon in good order.

@@ -261,7 +261,7 @@ fn another_home_at_the_same_address_is_not_believed() -> Result<()> {
 
 #[test]
 fn a_lost_file_without_a_name_does_not_keep_the_rest_from_being_saved() -> Result<()> {
-    let (mut world, laptop, desktop) = crate::leases::held()?;
+    let (mut world, laptop, desktop) = crate::scene::held()?;
     fs::write(laptop.work().join("vm/big"), crate::leases::noise(1 << 20))?;
     laptop.json(&["release", "vm"])?;
     world.home.stop()?;

@@ -8,14 +8,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use e2e::World;
 
+use crate::scene::moment;
+
 /// Kills per program.
 const KILLS: u32 = 20;
-
-/// A moment between nothing and what an operation takes, different for each round.
-fn moment(round: u32) -> Duration {
-    let hash = blake3::hash(&round.to_le_bytes());
-    Duration::from_millis(u64::from(hash.as_bytes()[0]))
-}
+/// What an operation takes.
+const LONGEST: Duration = Duration::from_millis(256);
 
 /// Appends numbered lines, each synced before it counts as written, until the mount fails.
 fn append_until_it_fails(path: &Path, first: u64) -> u64 {
@@ -55,7 +53,7 @@ fn a_killed_daemon_has_lost_nothing_that_was_synced() -> Result<()> {
             // A checkpoint and its stream are under way when the daemon dies.
             a.json(&["checkpoint", "log"])?;
         }
-        std::thread::sleep(moment(round));
+        std::thread::sleep(moment(round, LONGEST));
         a.kill()?;
         let acknowledged = writer.join().expect("the writer does not panic");
         a.restart()?;
@@ -100,7 +98,7 @@ fn a_killed_home_has_lost_no_commit() -> Result<()> {
         let args = ["commit", "work", "-m", &message, "--json"];
         std::thread::scope(|scope| {
             let commit = scope.spawn(|| a.imgctl(&args));
-            std::thread::sleep(moment(round));
+            std::thread::sleep(moment(round, LONGEST));
             world.home.kill()?;
             world.home.start()?;
             let outcome = commit.join().expect("the commit does not panic")?;

@@ -1,85 +1,19 @@
 //! A lease from the side of who has lost it, or never had one: adopting, late commits, releases, lost objects.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Device, World};
-use rustix::process::{Pid, Signal, kill_process};
+use e2e::World;
+use rustix::process::Signal;
 use serde_json::Value;
 
-/// The states of checkouts that a device tells of from now on, and when.
-fn states(device: &Device) -> Result<mpsc::Receiver<(String, Instant)>> {
-    let mut socket = UnixStream::connect(device.socket())?;
-    socket.write_all(b"GET /v1/events HTTP/1.1\r\nhost: imgd\r\n\r\n")?;
-    let mut lines = BufReader::new(socket).lines();
-    // The answer's head: from here on nothing is missed.
-    while !lines.next().context("no answer")??.is_empty() {}
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            let now = Instant::now();
-            let data = line.strip_prefix("data: ");
-            let data = data.and_then(|data| serde_json::from_str::<Value>(data).ok());
-            let state = data.and_then(|data| Some(data.get("state")?.as_str()?.to_owned()));
-            if let Some(state) = state
-                && sender.send((state, now)).is_err()
-            {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// When a checkout got into this state.
-fn told(states: &mpsc::Receiver<(String, Instant)>, wanted: &str) -> Result<Instant> {
-    loop {
-        let (state, when) = states
-            .recv_timeout(e2e::SOON)
-            .with_context(|| format!("nobody said {wanted}"))?;
-        if state == wanted {
-            return Ok(when);
-        }
-    }
-}
-
-/// A home with an image that the laptop has checked out, and a desktop.
-pub(crate) fn held() -> Result<(World, Device, Device)> {
-    let world = World::new()?;
-    let laptop = world.founder("laptop")?;
-    laptop.json(&["create", "vm"])?;
-    let mount = laptop.checkout("vm", &[])?;
-    fs::write(mount.join("first"), "1")?;
-    laptop.json(&["commit", "vm"])?;
-    let desktop = world.joined("desktop", &laptop)?;
-    Ok((world, laptop, desktop))
-}
-
-/// Checkpoints and waits until the checkpoint is staged at home.
-fn stage(device: &Device, image: &str) -> Result<String> {
-    let before = device.status(image)?["staged"].clone();
-    device.json(&["checkpoint", image])?;
-    e2e::wait_for("the checkpoint to be staged", || {
-        let staged = device.status(image)?["staged"].clone();
-        Ok(staged
-            .as_str()
-            .filter(|_| staged != before)
-            .map(str::to_owned))
-    })
-}
+use crate::scene::{events, held, stage, told};
 
 fn hint(error: &Value) -> &str {
     error["hint"].as_str().unwrap_or_default()
-}
-
-fn signal(device: &Device, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(device.process_id()?)?).context("a process id")?;
-    Ok(kill_process(pid, signal)?)
 }
 
 /// The promise is a second from the thief's answer to the loser's news; half of five may be later on a machine that
@@ -88,16 +22,20 @@ fn signal(device: &Device, signal: Signal) -> Result<()> {
 fn a_connected_loser_is_told_within_a_second() -> Result<()> {
     let (_world, laptop, desktop) = held()?;
     let mount = laptop.work().join("vm");
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     let mut delays = Vec::new();
     for round in 0..5 {
         desktop.json(&["steal", "vm"])?;
         let stolen = Instant::now();
-        delays.push(told(&states, "orphan")?.saturating_duration_since(stolen));
+        delays.push(
+            told(&events, "orphan")?
+                .at
+                .saturating_duration_since(stolen),
+        );
         desktop.json(&["release", "vm"])?;
         fs::write(mount.join("round"), round.to_string())?;
         laptop.json(&["commit", "vm", "--adopt-orphan"])?;
-        told(&states, "leased")?;
+        told(&events, "leased")?;
     }
     delays.sort();
     ensure!(delays[2] <= Duration::from_secs(1), "{delays:?}");
@@ -109,9 +47,9 @@ fn an_orphan_is_adopted_over_staged_work_only_if_that_is_said() -> Result<()> {
     let (_world, laptop, mut desktop) = held()?;
     let mount = laptop.work().join("vm");
     fs::write(mount.join("mine"), "1")?;
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     desktop.json(&["steal", "vm"])?;
-    told(&states, "orphan")?;
+    told(&events, "orphan")?;
     desktop.json(&["release", "vm"])?;
     let theirs = desktop.checkout("vm", &["--lease", "10s"])?;
     fs::write(theirs.join("theirs"), "2")?;
@@ -147,9 +85,9 @@ fn an_orphan_is_not_adopted_once_the_head_has_moved() -> Result<()> {
     let (_world, laptop, desktop) = held()?;
     let mount = laptop.work().join("vm");
     fs::write(mount.join("mine"), "1")?;
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     desktop.json(&["steal", "vm"])?;
-    told(&states, "orphan")?;
+    told(&events, "orphan")?;
     fs::write(desktop.work().join("vm/theirs"), "2")?;
     desktop.json(&["release", "vm"])?;
     let dir = mount.to_str().context("a path in UTF-8")?;
@@ -170,9 +108,9 @@ fn a_name_of_an_orphan_and_a_leased_checkout_drops_neither() -> Result<()> {
     let (_world, laptop, desktop) = held()?;
     let orphan = laptop.work().join("vm");
     fs::write(orphan.join("mine"), "1")?;
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     desktop.json(&["steal", "vm"])?;
-    told(&states, "orphan")?;
+    told(&events, "orphan")?;
     laptop.json(&["steal", "vm", "again"])?;
     let leased = laptop.work().join("again");
     fs::write(leased.join("new"), "2")?;
@@ -259,9 +197,9 @@ fn what_is_staged_ends_with_a_commit_or_a_discard() -> Result<()> {
     let mount = laptop.checkout("vm", &[])?;
     fs::write(mount.join("three"), "3")?;
     let staged = stage(&laptop, "vm")?;
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     desktop.json(&["steal", "vm"])?;
-    told(&states, "orphan")?;
+    told(&events, "orphan")?;
     ensure!(at(&staged)?.ok());
     laptop.json(&["release", "vm", "--discard"])?;
     let gone = at(&staged)?;
@@ -338,12 +276,12 @@ fn a_person_who_releases_while_somebody_steals_is_answered() -> Result<()> {
         fs::File::open(mount.join("rest"))?.sync_all()?;
         let dir = mount.to_str().context("a path in UTF-8")?;
         // The daemon hears of both at once.
-        signal(&laptop, Signal::STOP)?;
+        laptop.signal(Signal::STOP)?;
         let steal = ["steal", "vm", "--branch=kept"];
         let stolen = desktop.json(&steal[..2 + usize::from(branch)]);
         let released = std::thread::scope(|scope| {
             let release = scope.spawn(|| laptop.imgctl(&["release", dir, "--json"]));
-            signal(&laptop, Signal::CONT)?;
+            laptop.signal(Signal::CONT)?;
             release.join().expect("no panic")
         })?;
         stolen?;
@@ -367,9 +305,9 @@ fn a_deleted_image_is_remembered_while_the_home_is_away() -> Result<()> {
     let mount = laptop.work().join("vm");
     fs::write(mount.join("rest"), "only here")?;
     fs::File::open(mount.join("rest"))?.sync_all()?;
-    let states = states(&laptop)?;
+    let events = events(&laptop)?;
     desktop.json(&["delete", "vm", "--force"])?;
-    told(&states, "orphan")?;
+    told(&events, "orphan")?;
     e2e::wait_for("the laptop to know", || {
         Ok((laptop.status("vm")?["image_deleted"] == true).then_some(()))
     })?;
@@ -542,17 +480,10 @@ fn a_late_commit_whose_daemon_was_killed_is_made_by_the_next() -> Result<()> {
         let path = std::path::Path::new(&dir).join(&name);
         fs::write(&path, "kept")?;
         fs::File::open(&path)?.sync_all()?;
-        std::thread::scope(|scope| {
-            let commit = scope.spawn(|| laptop.imgctl(&["commit", &dir]));
-            std::thread::sleep(std::time::Duration::from_millis(u64::from(round) * 9));
-            let pid = i32::try_from(laptop.process_id()?)?;
-            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-            commit.join().expect("no panic")?;
-            Ok::<_, anyhow::Error>(())
-        })?;
-        laptop.kill()?;
-        laptop.restart()?;
+        laptop.kill_during(
+            &["commit", &dir],
+            Duration::from_millis(u64::from(round) * 9),
+        )?;
         laptop.json(&["commit", &dir])?;
         // Nobody has the lease then, and the commit is what the next one gets.
         let got = desktop.checkout("vm", &[])?;

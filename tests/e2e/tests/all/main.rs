@@ -10,6 +10,7 @@ mod leases;
 mod offline;
 mod programs;
 mod revocation;
+mod scene;
 mod secrecy;
 mod steal;
 mod tour;

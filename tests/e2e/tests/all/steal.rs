@@ -1,65 +1,16 @@
 //! Taking an image over, and what becomes of the work of who had it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Device, World};
 use serde_json::Value;
 
-/// How soon a connected loser is told: a second, on a machine that runs other tests too.
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
+use crate::scene::{events, held, moment, stage, told};
 
-/// The events of a device from now on, each with its name.
-fn events(device: &Device) -> Result<mpsc::Receiver<(String, Value)>> {
-    let mut socket = UnixStream::connect(device.socket())?;
-    socket.write_all(b"GET /v1/events HTTP/1.1\r\nhost: imgd\r\n\r\n")?;
-    let mut lines = BufReader::new(socket).lines();
-    // The answer's head: from here on nothing is missed.
-    while !lines.next().context("no answer")??.is_empty() {}
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut name = String::new();
-        for line in lines.map_while(Result::ok) {
-            if let Some(event) = line.strip_prefix("event: ") {
-                name = event.to_owned();
-            } else if let Some(data) = line.strip_prefix("data: ")
-                && let Ok(data) = serde_json::from_str(data)
-                && sender.send((name.clone(), data)).is_err()
-            {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// Waits for a `checkout` event with this state.
-fn told(events: &mpsc::Receiver<(String, Value)>, state: &str) -> Result<Value> {
-    loop {
-        let (name, data) = events
-            .recv_timeout(TOLD_WITHIN)
-            .with_context(|| format!("nobody said {state}"))?;
-        if name == "checkout" && data["state"] == state {
-            return Ok(data);
-        }
-    }
-}
-
-/// A home with an image that the laptop has checked out, and a desktop.
-fn held() -> Result<(World, Device, Device)> {
-    let world = World::new()?;
-    let laptop = world.founder("laptop")?;
-    laptop.json(&["create", "vm"])?;
-    let mount = laptop.checkout("vm", &[])?;
-    fs::write(mount.join("first"), "1")?;
-    laptop.json(&["commit", "vm"])?;
-    let desktop = world.joined("desktop", &laptop)?;
-    Ok((world, laptop, desktop))
-}
+/// What a steal, or saving as a branch, takes.
+const STEAL: Duration = Duration::from_millis(128);
 
 #[test]
 fn a_loser_is_told_keeps_its_work_and_saves_it_as_a_branch() -> Result<()> {
@@ -75,7 +26,7 @@ fn a_loser_is_told_keeps_its_work_and_saves_it_as_a_branch() -> Result<()> {
         stolen["state"] == "leased" && stolen["branch"].is_null(),
         "{stolen}"
     );
-    let event = told(&events, "orphan")?;
+    let event = told(&events, "orphan")?.event;
     ensure!(
         event["name"] == "vm" && event["rival"] == "desktop",
         "{event}"
@@ -164,19 +115,6 @@ fn there_must_be_somebody_to_steal_from() -> Result<()> {
     Ok(())
 }
 
-/// Checkpoints and waits until the checkpoint is staged at home.
-fn stage(device: &Device, image: &str) -> Result<String> {
-    let before = device.status(image)?["staged"].clone();
-    device.json(&["checkpoint", image])?;
-    e2e::wait_for("the checkpoint to be staged", || {
-        let staged = device.status(image)?["staged"].clone();
-        Ok(staged
-            .as_str()
-            .filter(|_| staged != before)
-            .map(str::to_owned))
-    })
-}
-
 #[test]
 fn with_a_branch_the_loser_goes_on_there_by_itself() -> Result<()> {
     let (world, laptop, desktop) = held()?;
@@ -192,7 +130,7 @@ fn with_a_branch_the_loser_goes_on_there_by_itself() -> Result<()> {
     let theirs = desktop.work().join("vm");
     ensure!(!theirs.join("staged").exists() && theirs.join("first").exists());
 
-    let event = told(&events, "leased")?;
+    let event = told(&events, "leased")?.event;
     ensure!(event["name"] == "vm-laptop", "{event}");
     // What was not staged follows without anybody asking, and the mount never stopped.
     open.write_all(b" here")?;
@@ -428,15 +366,9 @@ fn a_staged_checkpoint_is_branched_and_a_commit_does_not_wait_for_it() -> Result
     fs::write(mount.join("staged"), "at home")?;
     let staged = stage(&laptop, "vm")?;
     fs::write(mount.join("later"), "here")?;
+    let head = laptop.json(&["ls"])?["head"].clone();
     let branched = desktop.json(&["branch", "vm", "try", "--at", &staged[..12]])?;
-    let head = laptop.json(&["log", "vm", "--limit", "2"])?;
-    let head = head
-        .as_array()
-        .and_then(|log| log.iter().find(|commit| commit["home"] == true));
-    ensure!(
-        head.is_some_and(|head| head["commit"] == branched["parent"]),
-        "{branched}"
-    );
+    ensure!(branched["parent"] == head, "{branched}");
     let branch = desktop.checkout("try", &[])?;
     ensure!(fs::read_to_string(branch.join("staged"))? == "at home");
     ensure!(!branch.join("later").exists());
@@ -455,12 +387,6 @@ fn a_staged_checkpoint_is_branched_and_a_commit_does_not_wait_for_it() -> Result
     Ok(())
 }
 
-/// A moment between nothing and what a steal takes, different for each round.
-fn moment(round: u32) -> Duration {
-    let hash = blake3::hash(&round.to_le_bytes());
-    Duration::from_millis(u64::from(hash.as_bytes()[0]) / 2)
-}
-
 #[test]
 fn whoever_is_killed_while_it_saves_its_work_has_saved_it() -> Result<()> {
     let (_world, mut laptop, desktop) = held()?;
@@ -474,17 +400,7 @@ fn whoever_is_killed_while_it_saves_its_work_has_saved_it() -> Result<()> {
         fs::write(mount.join(&name), "kept")?;
         fs::File::open(mount.join(&name))?.sync_all()?;
         let dir = mount.to_str().context("a path in UTF-8")?;
-        std::thread::scope(|scope| {
-            let save = scope.spawn(|| laptop.imgctl(&["commit", dir, "--branch", &name]));
-            std::thread::sleep(moment(round));
-            let pid = i32::try_from(laptop.process_id()?)?;
-            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-            save.join().expect("no panic")?;
-            Ok::<_, anyhow::Error>(())
-        })?;
-        laptop.kill()?;
-        laptop.restart()?;
+        laptop.kill_during(&["commit", dir, "--branch", &name], moment(round, STEAL))?;
         e2e::wait_for("the work to be saved", || {
             let status = laptop.status(dir)?;
             if status["name"] != name.as_str() {
@@ -526,17 +442,7 @@ fn a_thief_that_is_killed_leaves_everything_with_somebody() -> Result<()> {
             .unwrap_or_default()
             .to_owned();
         let branch = format!("--branch={name}");
-        std::thread::scope(|scope| {
-            let steal = scope.spawn(|| desktop.imgctl(&["steal", &image, &branch]));
-            std::thread::sleep(moment(round));
-            let pid = i32::try_from(desktop.process_id()?)?;
-            let pid = rustix::process::Pid::from_raw(pid).context("a process id")?;
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-            steal.join().expect("no panic")?;
-            Ok::<_, anyhow::Error>(())
-        })?;
-        desktop.kill()?;
-        desktop.restart()?;
+        desktop.kill_during(&["steal", &image, &branch], moment(round, STEAL))?;
         // A steal that had not arrived is repeated, and given back, some time after the start.
         e2e::wait_for("the desktop's calls to be answered", || {
             let checks = desktop.imgctl(&["doctor"])?.stdout;

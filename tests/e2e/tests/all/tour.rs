@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::{World, tree};
 
 /// A tree with every kind of entry and every edge of the format's size classes.
@@ -197,15 +197,13 @@ fn a_device_that_stands_still_loses_its_lease_and_nothing_else() -> Result<()> {
     a.fails(2, &["checkout", "vm", "--lease", "9s"])?;
     let lost = a.checkout("vm", &["--lease", "10s"])?;
     fs::write(lost.join("work"), "of a")?;
-    let daemon = i32::try_from(a.process_id()?)?;
-    let daemon = rustix::process::Pid::from_raw(daemon).context("a process")?;
-    rustix::process::kill_process(daemon, rustix::process::Signal::STOP)?;
+    a.signal(rustix::process::Signal::STOP)?;
     let taken = e2e::wait_for("the lease to lapse", || {
         let outcome = b.imgctl(&["checkout", "vm"])?;
         ensure!(matches!(outcome.code, Some(0 | 4)), "{outcome}");
         Ok(outcome.ok().then(|| b.work().join("vm")))
     });
-    rustix::process::kill_process(daemon, rustix::process::Signal::CONT)?;
+    a.signal(rustix::process::Signal::CONT)?;
     let taken = taken?;
     e2e::wait_for("the loser to hear of it", || {
         Ok((a.status("vm")?["state"] == "orphan").then_some(()))
