@@ -127,7 +127,7 @@ pub(crate) enum Command {
         /// The new image's name
         #[arg(value_parser = values::image)]
         new: ImageName,
-        /// Start from this commit or staged checkpoint instead of the head
+        /// Start from this commit or checkpoint instead of the head
         #[arg(long, value_name = "COMMIT", value_parser = values::commit)]
         at: Option<String>,
     },
@@ -248,7 +248,7 @@ pub(crate) struct CheckoutArgs {
     /// Take no lease; what is written stays here
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// Mount this commit instead of the head
+    /// Mount this commit or checkpoint instead of the head
     #[arg(long, value_name = "COMMIT", value_parser = values::commit, requires = "read_only")]
     pub(crate) at: Option<String>,
     /// How long the lease lasts without contact
@@ -291,7 +291,7 @@ pub(crate) struct ExportArgs {
     pub(crate) name: ImageName,
     /// A new folder, or a file
     pub(crate) dest: PathBuf,
-    /// Export this commit instead of the head
+    /// Export this commit or checkpoint instead of the head
     #[arg(long, value_name = "COMMIT", value_parser = values::commit)]
     pub(crate) at: Option<String>,
     /// Export only this path of the image

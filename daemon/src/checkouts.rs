@@ -14,6 +14,7 @@ mod opening;
 mod processes;
 mod recovery;
 mod rivals;
+mod roots;
 #[cfg(test)]
 mod scene;
 mod status;
@@ -37,7 +38,7 @@ use crate::commits::Trust;
 use crate::error::{ApiError, Kind};
 use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
-use crate::images::{CommitSpec, Images, Local, LocalCheckpoint, LocalState};
+use crate::images::{CommitSpec, Images, LocalState};
 use crate::keeper::{Clock, Keeper};
 use crate::state::{ClosedCheckout, State};
 use crate::stream::Uploader;
@@ -235,46 +236,6 @@ impl Checkouts {
             tracing::warn!(%error, "ended checkouts cannot be read");
             None
         })
-    }
-
-    /// The signed commits on which this device's checkouts of an image stand.
-    pub async fn bases_of(&self, image: ImageId) -> Vec<Vec<u8>> {
-        let rows = self.shared.state.with(|db| db.checkouts()).await;
-        let rows = rows.unwrap_or_default().into_iter();
-        rows.filter(|row| row.image == image)
-            .filter_map(|row| row.base)
-            .collect()
-    }
-
-    /// What is known here of an image beside its history at home.
-    pub async fn local_of(&self, image: ImageId) -> Local {
-        let of_image = self.shared.of_image(image);
-        let checkpoints = of_image.iter().flat_map(|checkout| {
-            let view = checkout.view.borrow();
-            let (base, dir) = (view.base, checkout.dir.clone());
-            let rows = view.checkpoints.clone().into_iter();
-            rows.map(move |row| LocalCheckpoint {
-                row,
-                base,
-                dir: dir.clone(),
-            })
-        });
-        let checkpoints = checkpoints.collect();
-        let ids: Vec<_> = of_image.iter().map(|checkout| checkout.id).collect();
-        let signed = self.shared.state.with(move |db| {
-            let signed = ids.into_iter().map(|id| db.pending_commit(id));
-            signed
-                .filter_map(Result::transpose)
-                .collect::<Result<Vec<_>, _>>()
-        });
-        let signed = signed.await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "commits under way cannot be read");
-            Vec::new()
-        });
-        Local {
-            checkpoints,
-            signed: signed.into_iter().map(|pending| pending.record).collect(),
-        }
     }
 
     /// The state of an image's checkout as it is now, sealed on this device: of the one that was to be committed,

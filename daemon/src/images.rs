@@ -10,6 +10,7 @@ mod export;
 mod history;
 mod log;
 pub(crate) mod paths;
+mod resolve;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,7 @@ pub use create::CreateRequest;
 pub use export::{ExportRequest, LocalState};
 pub use history::CommitSpec;
 pub use log::{Local, LocalCheckpoint};
+pub use resolve::{Named, NamedRoot};
 
 /// The images of one home.
 #[derive(Debug, Clone)]

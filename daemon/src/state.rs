@@ -16,6 +16,7 @@ mod branches;
 mod checkouts;
 mod home;
 mod requests;
+mod roots;
 #[cfg(test)]
 mod tests;
 mod wishes;
@@ -171,10 +172,11 @@ impl Database {
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
-            0 => &[SCHEMA, FROM_3, FROM_4],
-            2 => &[FROM_2, FROM_3, FROM_4],
-            3 => &[FROM_3, FROM_4],
-            4 => &[FROM_4],
+            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5],
+            2 => &[FROM_2, FROM_3, FROM_4, FROM_5],
+            3 => &[FROM_3, FROM_4, FROM_5],
+            4 => &[FROM_4, FROM_5],
+            5 => &[FROM_5],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -197,7 +199,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -239,6 +241,14 @@ CREATE TABLE wishes (
 INSERT INTO wishes (checkout, generation, request)
     SELECT checkout, generation, wish FROM checkpoints WHERE wish IS NOT NULL ORDER BY number;
 ALTER TABLE checkpoints DROP COLUMN wish;
+";
+
+/// What version 6 has that version 5 had not.
+const FROM_5: &str = "
+CREATE TABLE checkpoint_roots (
+    checkpoint BLOB PRIMARY KEY REFERENCES checkpoints (checkpoint) ON DELETE CASCADE,
+    root BLOB NOT NULL
+) STRICT;
 ";
 
 /// What version 3 has.

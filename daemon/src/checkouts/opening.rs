@@ -224,7 +224,11 @@ impl Checkouts {
         checkout: CheckoutId,
     ) -> Result<(Option<OpenCommit>, Holder, Option<RequestId>), ApiError> {
         let base = match &request.at {
-            Some(spec) => Some(self.shared.images.resolve(image, spec).await?),
+            Some(spec) => {
+                let local = self.local_of(image.row.image).await;
+                let named = self.shared.images.at_home(image, spec, &local).await?;
+                Some(named.0)
+            }
             None => image.head.clone(),
         };
         let id = base.as_ref().map(|base| base.id);
@@ -363,11 +367,11 @@ impl Checkouts {
             tree: Some(tree),
             base,
             checkpoints: Vec::new(),
+            wishes: Vec::new(),
             reporter: Reporter::new(Phase::Mount),
             pending: false,
         };
         let checkout = begin(beginning, true)?;
-            wishes: Vec::new(),
         if checkout.has_token() {
             metadata::start(&checkout);
         }

@@ -14,6 +14,7 @@ mod adopt;
 mod commit;
 mod cuts;
 mod ending;
+mod kept;
 mod stage;
 mod waiting;
 mod wishes;
@@ -99,6 +100,8 @@ pub(super) struct Worker {
     /// Roots of generations that no commit contains, with the bytes sealed for each.
     pub(super) roots: BTreeMap<u64, (Reference, u64)>,
     pub(super) sealed_upto: u64,
+    /// Roots of checkpoints that can be read, by the generations that they end with.
+    kept: BTreeMap<u64, Reference>,
     waiting_cuts: Vec<WaitingCut>,
     pub(super) wishes: Wishes,
     /// Set while a commit that did not come about waits to be tried again.
@@ -214,6 +217,7 @@ impl Worker {
             view,
             roots: BTreeMap::new(),
             sealed_upto: 0,
+            kept: BTreeMap::new(),
             waiting_cuts: Vec::new(),
             wishes: Wishes::default(),
             paused: None,
@@ -238,6 +242,7 @@ impl Worker {
             shown_last: None,
         };
         worker.sealed_upto = worker.tree.as_ref().map_or(0, |tree| tree.sealed_upto());
+        worker.take_kept();
         worker.view.send_modify(|view| {
             view.sealed_bytes = row.sealed_bytes;
             view.sent_bytes = row.sent_bytes;
@@ -354,6 +359,7 @@ impl Worker {
                 self.sealed_upto = generation.0;
                 self.roots
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
+                self.keep_checkpoint_root(generation.0, sealed.root);
                 self.keep_root(generation.0);
                 self.untrimmed = self.untrimmed.saturating_add(1);
                 self.view.send_modify(|view| view.unsealed = None);
@@ -477,11 +483,13 @@ impl Worker {
             return;
         };
         self.untrimmed = 0;
+        let kept = self.newest_kept();
         let base = self.base.as_ref().map(OpenCommit::root);
         let wished = self.wishes.iter();
         let wished = wished.map(|wish| wish.generation).chain(self.stage_upto);
         let wished = wished.filter_map(|generation| self.roots.get(&generation));
         let roots = wished.map(|(root, _)| *root).chain(tree.root());
+        let roots = roots.chain(kept);
         let roots = roots.filter(|root| Some(*root) != base);
         let roots = roots.map(|root| root.id).collect();
         let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);

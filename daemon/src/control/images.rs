@@ -136,6 +136,7 @@ pub(super) async fn log(
     let listed = listing.images.clone();
     let image = member.images.pick(listing, &image_name(&name)?)?;
     let limit = query.limit.unwrap_or(LOG_LIMIT_DEFAULT);
+    let local = member.checkouts.local_of(image.row.image).await;
     let mut history = Vec::new();
     if !stale {
         match member.images.history(&image, limit).await {
@@ -145,11 +146,9 @@ pub(super) async fn log(
         }
     }
     if stale {
-        let bases = member.checkouts.bases_of(image.row.image).await;
-        history = member.images.history_seen(&image, bases).await?;
+        history = member.images.history_seen(&image, local.bases.clone()).await?;
         history.truncate(limit);
     }
-    let local = member.checkouts.local_of(image.row.image).await;
     let mut rows = member.images.log(&image, &history, &local, stale).await;
     if !stale {
         member
@@ -179,8 +178,10 @@ pub(super) async fn export(
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let request: Export = parse(&body)?;
+    let name = image_name(&name)?;
     let request = ExportRequest {
-        name: image_name(&name)?,
+        local: member.checkouts.local_named(&name).await,
+        name,
         dest: absolute(request.dest)?,
         at: request.at.as_deref().map(CommitSpec::parse).transpose()?,
         path: request.path,

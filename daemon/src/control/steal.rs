@@ -87,7 +87,9 @@ pub(super) async fn branch(
     let request: Branch = parse(&body)?;
     let at = CommitSpec::parse(request.at.as_deref().unwrap_or("head"))?;
     let (name, to) = (image_name(&name)?, image_name(&request.to)?);
-    Ok(Json(member.images.branch(&name, &to, &at).await?))
+    let local = member.checkouts.local_named(&name).await;
+    let branched = member.images.branch(&name, &to, &at, &local).await?;
+    Ok(Json(branched))
 }
 
 /// Longest reason: it goes into the message of a branch's first commit, after a few words.

@@ -6,14 +6,14 @@ use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{CheckoutId, ImageName, LeaseMode, Seq, Token};
 use serde_json::{Value as Json, json};
 
-use super::{CommitSpec, Image, Images, unverified};
+use super::{CommitSpec, Image, Images, Local, unverified};
 use crate::branch::{BranchDraft, NewBranch};
 use crate::commits::{OpenCommit, RecordError};
-use crate::error::{ApiError, Kind};
+use crate::error::ApiError;
 use crate::home::CallError;
 
 impl Images {
-    /// Makes an image that starts from a commit of another, the head where nothing is said.
+    /// Makes an image that starts from a commit of another, or from what is staged beside its head.
     ///
     /// # Errors
     /// There is no such image or commit, the name is taken, or the home is away or refuses.
@@ -22,9 +22,10 @@ impl Images {
         name: &ImageName,
         to: &ImageName,
         at: &CommitSpec,
+        local: &Local,
     ) -> Result<Json, ApiError> {
         let image = self.find(name).await?;
-        let (state, commit) = self.state_at(&image, at).await?;
+        let (state, commit) = self.at_home(&image, at, local).await?;
         let mut checkout = [0; CheckoutId::LEN];
         getrandom::fill(&mut checkout).expect("the kernel has randomness once a daemon runs");
         let draft = BranchDraft {
@@ -115,35 +116,6 @@ impl Images {
         };
         let opened = self.open_with_receipt(image, &commit, &receipt);
         opened.map_err(|error| unverified(&error))
-    }
-
-    /// The state that a person names, and the commit at which a branch of it leaves.
-    async fn state_at(
-        &self,
-        image: &Image,
-        at: &CommitSpec,
-    ) -> Result<(OpenCommit, Parent), ApiError> {
-        let missing = match self.resolve(image, at).await {
-            Ok(commit) => {
-                let parent = Parent {
-                    image: image.row.image,
-                    commit: commit.id,
-                };
-                return Ok((commit, parent));
-            }
-            Err(error) => error,
-        };
-        let CommitSpec::Prefix(prefix) = at else {
-            return Err(missing);
-        };
-        let mut staged = image.row.staged.iter();
-        let named = staged.find(|staged| staged.commit.to_string().starts_with(prefix));
-        let Some(named) = named.filter(|_| missing.kind == Kind::NotFound) else {
-            return Err(missing);
-        };
-        let state = self.open_staged(image, named).await?;
-        let parent = Self::leaving(image, &state)?;
-        Ok((state, parent))
     }
 
     async fn send(&self, branch: &NewBranch, to: &ImageName) -> Result<Token, ApiError> {

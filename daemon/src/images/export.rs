@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::paths::with_path;
-use super::{CommitSpec, Images};
+use super::{CommitSpec, Images, Local};
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::export::{Export, ExportError, ExportKind};
@@ -25,8 +25,10 @@ pub struct ExportRequest {
     pub name: ImageName,
     /// Where to; absolute.
     pub dest: PathBuf,
-    /// Of which commit; the head where nothing is said.
+    /// Of which state; the head where nothing is said.
     pub at: Option<CommitSpec>,
+    /// What is known here beside the history.
+    pub local: Local,
     /// Which part of it.
     pub path: Option<PathBuf>,
     /// As what; by destination and content where nothing is said.
@@ -61,7 +63,7 @@ impl Images {
                 let image = self.find_seen(&request.name).await?;
                 let head = CommitSpec::Head { before: 0 };
                 let commit = self
-                    .resolve(&image, request.at.as_ref().unwrap_or(&head))
+                    .readable(&image, request.at.as_ref().unwrap_or(&head), &request.local)
                     .await?;
                 let state = LocalState {
                     root: commit.root(),

@@ -94,11 +94,15 @@ impl Images {
     ///
     /// # Errors
     /// There is none, or more than one begins so.
-    pub async fn resolve(&self, image: &Image, spec: &CommitSpec) -> Result<OpenCommit, ApiError> {
+    pub(super) async fn resolve(
+        &self,
+        image: &Image,
+        spec: &CommitSpec,
+    ) -> Result<OpenCommit, ApiError> {
         let name = image.name();
         let missing = || {
             ApiError::not_found(
-                format!("{name} has no such commit."),
+                format!("{name} has no such commit or checkpoint."),
                 format!("`imgctl log {name}` lists them."),
             )
         };

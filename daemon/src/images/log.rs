@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::path::PathBuf;
 
 use img_records::CommitKind;
+use img_seal::Reference;
 use img_types::{CommitId, ImageId, Seq, WallMillis};
 use serde_json::{Value, json};
 
@@ -21,6 +22,8 @@ pub struct LocalCheckpoint {
     pub base: Option<CommitId>,
     /// The checkout's folder.
     pub dir: PathBuf,
+    /// The root that it was sealed into, as long as that is kept.
+    pub root: Option<Reference>,
 }
 
 /// What is known on this device of an image beside its history at home.
@@ -30,6 +33,8 @@ pub struct Local {
     pub checkpoints: Vec<LocalCheckpoint>,
     /// Signed commits that the home has not acknowledged yet.
     pub signed: Vec<Vec<u8>>,
+    /// The signed commits on which its checkouts stand.
+    pub bases: Vec<Vec<u8>>,
 }
 
 impl Images {
@@ -44,7 +49,10 @@ impl Images {
     ) -> Vec<Value> {
         let mut beside: Vec<(WallMillis, Value)> = Vec::new();
         for checkpoint in &local.checkpoints {
-            beside.push((checkpoint.row.time, self.checkpoint_json(checkpoint)));
+            let mut row = self.checkpoint_json(checkpoint);
+            let staged = self.staged_of(image, checkpoint).await;
+            row["staged"] = json!(staged.map(|staged| staged.id));
+            beside.push((checkpoint.row.time, row));
         }
         for signed in &local.signed {
             let opened = self.trusted(|trust| trust.reopen_commit(image.row.image, signed));

@@ -360,7 +360,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
+    let back = "DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -370,7 +370,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+    let back = r#"DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
@@ -406,4 +406,40 @@ fn enrolment_ends_with_the_pin_and_the_standing_is_kept() {
     pin.seen = Some(seen);
     assert_eq!(state.now(|db| db.home()).unwrap(), Some(pin));
     assert!(state.now(|db| db.append_roster(1, b"again")).is_err());
+}
+
+#[test]
+fn roots_of_the_newest_checkpoints_are_kept_as_long_as_these() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
+    let root = |number: u8| img_seal::Reference {
+        id: img_types::ObjectId::from_bytes([number; 32]),
+        key: img_seal::BlockKey::from_bytes([8; 32]),
+        len: 9,
+    };
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    for number in 1..=3 {
+        let cut = checkpoint(number);
+        state.now(|db| db.add_checkpoint(&cut)).unwrap();
+        let kept = |db: &mut Database| {
+            db.set_checkpoint_root(checkout, u64::from(number), &root(number))
+        };
+        state.now(kept).unwrap();
+    }
+    // Of a generation that no checkpoint ends with there is nothing to keep.
+    let other = |db: &mut Database| db.set_checkpoint_root(checkout, 9, &root(9));
+    state.now(other).unwrap();
+    let kept = |state: &State| {
+        let roots = state.now(|db| db.checkpoint_roots(checkout)).unwrap();
+        let roots = roots.into_iter().map(|(_, generation, root)| (generation, root));
+        roots.collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&state), [(1, root(1)), (2, root(2)), (3, root(3))]);
+    state.now(|db| db.keep_checkpoint_roots(checkout, 2)).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    assert_eq!(kept(&state), [(2, root(2)), (3, root(3))]);
+    state.now(|db| db.committed(checkout, b"commit", 2, 0, 0)).unwrap();
+    assert_eq!(kept(&state), [(3, root(3))]);
 }

@@ -92,6 +92,11 @@ impl Worker {
         }
         let cut = Cut::new(&row, false);
         self.checkpoints.push(row);
+        if newest == tree.sealed_upto()
+            && let Some(root) = tree.root()
+        {
+            self.keep_checkpoint_root(newest, root);
+        }
         self.view
             .send_modify(|view| view.freeze_us = Some(freeze_us));
         Ok((cut, newest))

@@ -48,6 +48,7 @@ impl Worker {
         let token = holder.and_then(|holder| holder.token());
         let current = self.tree.as_ref().and_then(|tree| tree.root());
         let sealed = self.roots.get(&generation).map(|(root, _)| *root);
+        let sealed = sealed.or(self.kept.get(&generation).copied());
         let base = self.base.as_ref().map(OpenCommit::root);
         let root = sealed.or(current).filter(|root| Some(*root) != base);
         let (Some(token), Some(root)) = (token, root) else {

@@ -91,3 +91,75 @@ fn the_log_shows_what_is_not_in_the_history_yet() -> Result<()> {
         Ok((done && rows.len() == 3).then_some(()))
     })
 }
+
+#[test]
+fn a_checkpoint_is_found_by_the_id_that_was_printed() -> Result<()> {
+    let (mut world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    fs::write(mount.join("second"), "2")?;
+    let (checkpoint, record) = staged(&laptop, "vm", "half done")?;
+    let rows = log(&laptop, "vm")?;
+    let local = rows.iter().find(|row| row["commit"] == *checkpoint);
+    ensure!(
+        local.is_some_and(|row| row["staged"] == *record),
+        "{rows:?}"
+    );
+
+    // Here by both of its ids, elsewhere by the one that the home knows; and by the beginnings of them.
+    laptop.json(&["branch", "vm", "by-checkpoint", "--at", &checkpoint])?;
+    laptop.json(&["branch", "vm", "by-record", "--at", &record[..8]])?;
+    desktop.json(&["branch", "vm", "elsewhere", "--at", &record])?;
+    desktop.fails(3, &["branch", "vm", "nothing", "--at", &checkpoint])?;
+    for image in ["by-checkpoint", "by-record", "elsewhere"] {
+        let copy = desktop.checkout(image, &["--read-only"])?;
+        ensure!(fs::read_to_string(copy.join("second"))? == "2", "{image}");
+    }
+    let beside = laptop.work().join("beside");
+    let beside = beside.to_str().context("a path")?;
+    laptop.json(&[
+        "checkout",
+        "vm",
+        beside,
+        "--read-only",
+        "--at",
+        &checkpoint[..10],
+    ])?;
+    ensure!(fs::read_to_string(laptop.work().join("beside/second"))? == "2");
+    laptop.json(&["release", beside])?;
+
+    // One that is only here: what needs the home says so and what to type, the rest works.
+    world.home.kill()?;
+    laptop.json(&["ls"])?;
+    fs::write(mount.join("third"), "3")?;
+    let cut = laptop.json(&["checkpoint", "vm"])?;
+    let only_here = text(&cut["checkpoint"])?;
+    let exported = world.path("exported");
+    let dest = exported.to_str().context("a path")?;
+    laptop.json(&["export", "vm", dest, "--at", &only_here])?;
+    ensure!(fs::read_to_string(exported.join("third"))? == "3");
+    // Also after a restart, and when newer work has been cut.
+    fs::write(mount.join("fourth"), "4")?;
+    laptop.json(&["checkpoint", "vm"])?;
+    let mut laptop = laptop;
+    laptop.kill()?;
+    laptop.restart()?;
+    let again = world.path("again");
+    let dest = again.to_str().context("a path")?;
+    laptop.json(&["export", "vm", dest, "--at", &only_here])?;
+    ensure!(again.join("third").exists() && !again.join("fourth").exists());
+    world.home.start()?;
+    wait_for("the newest checkpoint to be staged", || {
+        let rows = log(&laptop, "vm")?;
+        let newest = rows.iter().find(|row| row["home"] == false);
+        Ok(newest
+            .is_some_and(|row| row["staged"].is_string())
+            .then_some(()))
+    })?;
+    let refused = laptop.fails(3, &["branch", "vm", "nothing", "--at", &only_here])?;
+    let told = refused.to_string();
+    ensure!(
+        told.contains("only on this device") && told.contains("imgctl commit"),
+        "{told}"
+    );
+    Ok(())
+}

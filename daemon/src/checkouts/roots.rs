@@ -1,0 +1,122 @@
+//! States of this device's checkouts that can be read.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use img_seal::Reference;
+use img_types::{CheckoutId, ImageId, ImageName};
+
+use super::{Checkout, Checkouts, ending};
+use crate::error::{ApiError, Kind};
+use crate::images::{Local, LocalCheckpoint};
+use crate::state::{Database, StateError};
+
+/// What the state folder knows of an image's checkouts.
+#[derive(Default)]
+struct Rows {
+    roots: BTreeMap<[u8; 32], Reference>,
+    signed: Vec<Vec<u8>>,
+    bases: Vec<Vec<u8>>,
+}
+
+impl Checkouts {
+    /// What is known here of an image beside its history at home.
+    pub async fn local_of(&self, image: ImageId) -> Local {
+        let of_image = self.shared.of_image(image);
+        let ids: Vec<_> = of_image.iter().map(|checkout| checkout.id).collect();
+        let rows = self
+            .shared
+            .state
+            .with(move |db| rows(db, image, &ids))
+            .await;
+        let rows = rows.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is known of checkouts cannot be read");
+            Rows::default()
+        });
+        let checkpoints = of_image.iter().flat_map(|checkout| {
+            let view = checkout.view.borrow();
+            let (base, dir, roots) = (view.base, checkout.dir.clone(), &rows.roots);
+            // The newest may be sealed and its root not written down yet.
+            let sealed = checkout
+                .tree
+                .as_ref()
+                .map(|tree| (tree.sealed_upto(), tree.root()));
+            let sealed = sealed.unwrap_or_default();
+            let rows = view.checkpoints.clone().into_iter();
+            rows.map(move |row| {
+                let newest = sealed.1.filter(|_| sealed.0 == row.generation);
+                LocalCheckpoint {
+                    base,
+                    dir: dir.clone(),
+                    root: roots.get(&row.checkpoint).copied().or(newest),
+                    row,
+                }
+            })
+        });
+        Local {
+            checkpoints: checkpoints.collect(),
+            signed: rows.signed,
+            bases: rows.bases,
+        }
+    }
+
+    /// The same for the image of a name, if it is checked out here. Checkpoints that are just being sealed are waited
+    /// for.
+    pub async fn local_named(&self, name: &ImageName) -> Local {
+        let open = self.shared.list();
+        let of_name = open
+            .iter()
+            .filter(|checkout| checkout.name() == name.as_str());
+        let of_name: Vec<_> = of_name.collect();
+        let Some(image) = of_name.first().map(|checkout| checkout.image()) else {
+            return Local::default();
+        };
+        for checkout in of_name {
+            // Whoever names one that is not sealed hears of it then.
+            let _ = checkout.sealed().await;
+        }
+        self.local_of(image).await
+    }
+}
+
+impl Checkout {
+    /// Waits until everything that was cut before has been sealed.
+    async fn sealed(&self) -> Result<(), ApiError> {
+        let Some(tree) = &self.tree else {
+            return Ok(());
+        };
+        let (upto, mut view) = (tree.closed_upto(), self.view.clone());
+        while tree.sealed_upto() < upto {
+            if let Some(problem) = view.borrow_and_update().problem.clone() {
+                return Err(ApiError::new(
+                    Kind::Failed,
+                    problem,
+                    "`imgctl doctor` checks this device.",
+                ));
+            }
+            // The tree is ahead of its worker's view by a moment.
+            let changed = tokio::time::timeout(LOOK_AGAIN, view.changed()).await;
+            if let Ok(Err(_)) = changed {
+                return Err(ending());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rows(db: &mut Database, image: ImageId, ids: &[CheckoutId]) -> Result<Rows, StateError> {
+    let mut rows = Rows::default();
+    for id in ids {
+        let roots = db.checkpoint_roots(*id)?.into_iter();
+        rows.roots
+            .extend(roots.map(|(checkpoint, _, root)| (checkpoint, root)));
+        rows.signed
+            .extend(db.pending_commit(*id)?.map(|pending| pending.record));
+    }
+    let of_image = db.checkouts()?.into_iter().filter(|row| row.image == image);
+    rows.bases.extend(of_image.filter_map(|row| row.base));
+    Ok(rows)
+}
+
+/// How long a change of the view is waited for before the tree is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
