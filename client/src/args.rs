@@ -157,6 +157,23 @@ pub(crate) enum Command {
         #[arg(long)]
         audit: bool,
     },
+    /// Show which files differ between two states of an image
+    ///
+    /// Prints a letter and a path for each: A is only in the second state, D only in the first, M is in both and not
+    /// alike, R has another path. Without A and B: what has changed here since the commit that the checkout stands on.
+    /// With A: since then. What is here now is a checkpoint that is cut for this; where the image is not checked out,
+    /// it is the head.
+    Diff {
+        /// The image, or a checkout's folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+        /// The first state: a commit or checkpoint, as `imgctl log` shows it
+        #[arg(value_name = "A", value_parser = values::commit)]
+        from: Option<String>,
+        /// The second state
+        #[arg(value_name = "B", value_parser = values::commit)]
+        to: Option<String>,
+    },
     /// Write an image to a folder, a raw disk file or a tar
     Export(ExportArgs),
     /// Give an image another name

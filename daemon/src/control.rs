@@ -6,6 +6,7 @@ mod body;
 mod cache;
 mod checkouts;
 mod device;
+mod diff;
 mod doctor;
 mod events;
 mod home;
@@ -54,6 +55,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/checkouts/{checkout}/commit", post(checkouts::commit))
         .route("/v1/checkouts/{checkout}/release", post(checkouts::release))
         .route("/v1/checkouts/{checkout}/hydrate", post(checkouts::hydrate))
+        .route("/v1/checkouts/{checkout}/diff", post(diff::diff))
         .route("/v1/cache", get(cache::show).post(cache::set))
         .route("/v1/doctor", get(doctor::doctor))
         .route("/v1/events", get(events::events))

@@ -6,6 +6,7 @@
 mod audit;
 mod branch;
 mod create;
+mod diff;
 mod export;
 mod history;
 mod log;
@@ -28,6 +29,7 @@ use crate::home::{CallError, Home};
 use crate::state::{Database, State};
 
 pub use create::CreateRequest;
+pub use diff::DiffRequest;
 pub use export::{ExportRequest, LocalState};
 pub use history::CommitSpec;
 pub use log::{Local, LocalCheckpoint};

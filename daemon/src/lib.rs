@@ -11,6 +11,7 @@ pub mod checkouts;
 pub mod commits;
 pub mod control;
 pub mod daemon;
+pub mod diff;
 pub mod enrol;
 pub mod error;
 pub mod events;

@@ -6,6 +6,7 @@ mod checkout;
 mod checkpoint;
 mod create;
 mod device;
+mod diff;
 mod doctor;
 mod export;
 mod home;
@@ -114,6 +115,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             audit: true,
         } => log::audit(&session, &name, limit).await,
         Command::Log { name, limit, .. } => log::log(&session, &name, limit).await,
+        Command::Diff { checkout, from, to } => {
+            diff::diff(&session, &checkout, from.as_ref(), to.as_ref()).await
+        }
         Command::Export(args) => export::export(&session, args).await,
         Command::Leases => leases::leases(&session).await,
         Command::Doctor => doctor::doctor(&session).await,

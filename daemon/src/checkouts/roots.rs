@@ -1,14 +1,15 @@
-//! States of this device's checkouts that can be read.
+//! States of this device's checkouts that can be read: those of checkpoints, and the one that is now.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use img_seal::Reference;
-use img_types::{CheckoutId, ImageId, ImageName};
+use img_types::{CheckoutId, CommitId, ImageId, ImageName};
 
-use super::{Checkout, Checkouts, ending};
+use super::{Checkout, Checkouts, Which, ending};
 use crate::error::{ApiError, Kind};
-use crate::images::{Local, LocalCheckpoint};
+use crate::images::{Local, LocalCheckpoint, NamedRoot};
 use crate::state::{Database, StateError};
 
 /// What the state folder knows of an image's checkouts.
@@ -77,9 +78,34 @@ impl Checkouts {
         }
         self.local_of(image).await
     }
+
+    /// The state of a checkout as it is now, sealed on this device, and the image's name; nothing if there is none.
+    ///
+    /// # Errors
+    /// More than one is meant, the disk is full, or changes cannot be sealed.
+    pub async fn now(&self, which: &Which) -> Result<Option<(Arc<Checkout>, NamedRoot)>, ApiError> {
+        let checkout = match self.find(which) {
+            Ok(checkout) => checkout,
+            Err(error) if error.kind == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let cut = checkout.checkpoint(String::new()).await?;
+        checkout.sealed().await?;
+        let root = checkout.tree.as_ref().and_then(|tree| tree.root());
+        let id = cut["checkpoint"].as_str().and_then(parse_id);
+        let (Some(root), Some(id)) = (root, id) else {
+            return Ok(None);
+        };
+        Ok(Some((checkout, NamedRoot::new(id, root))))
+    }
 }
 
 impl Checkout {
+    /// The image's name, and the commit that the checkout stands on.
+    pub fn standing(&self) -> (String, Option<CommitId>) {
+        (self.name(), self.view.borrow().base)
+    }
+
     /// Waits until everything that was cut before has been sealed.
     async fn sealed(&self) -> Result<(), ApiError> {
         let Some(tree) = &self.tree else {
@@ -87,12 +113,8 @@ impl Checkout {
         };
         let (upto, mut view) = (tree.closed_upto(), self.view.clone());
         while tree.sealed_upto() < upto {
-            if let Some(problem) = view.borrow_and_update().problem.clone() {
-                return Err(ApiError::new(
-                    Kind::Failed,
-                    problem,
-                    "`imgctl doctor` checks this device.",
-                ));
+            if let Some(told) = view.borrow_and_update().unsealed.clone() {
+                return Err(told);
             }
             // The tree is ahead of its worker's view by a moment.
             let changed = tokio::time::timeout(LOOK_AGAIN, view.changed()).await;
@@ -116,6 +138,11 @@ fn rows(db: &mut Database, image: ImageId, ids: &[CheckoutId]) -> Result<Rows, S
     let of_image = db.checkouts()?.into_iter().filter(|row| row.image == image);
     rows.bases.extend(of_image.filter_map(|row| row.base));
     Ok(rows)
+}
+
+fn parse_id(text: &str) -> Option<CommitId> {
+    let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?;
+    Some(CommitId::from_bytes(bytes.try_into().ok()?))
 }
 
 /// How long a change of the view is waited for before the tree is looked at again.

@@ -246,7 +246,7 @@ pub(super) async fn hydrate(
 }
 
 /// The checkout that a request's path and query mean.
-pub(super) struct Address(Which);
+pub(super) struct Address(pub(super) Which);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -78,6 +78,10 @@ async fn drive(
             }
         }
     };
+    // What it sent before it ended comes before its end.
+    while let Ok(own) = lines.try_recv() {
+        drop(sender.send(line(&own)).await);
+    }
     let last = match outcome {
         Ok(done) => json!({ "done": done }),
         Err(error) => error.to_json(),
@@ -126,6 +130,22 @@ mod tests {
         assert!(found.contains(&json!({"words": "once"})));
         assert!(found.iter().any(|line| line["done_bytes"] == 5));
         assert_eq!(found.last().unwrap(), &json!({"done": {"commit": 1}}));
+    }
+
+    #[tokio::test]
+    async fn own_lines_of_the_last_moment_come_before_the_end() {
+        let (sender, lines) = mpsc::channel(3);
+        let work = async move {
+            for number in 0..3 {
+                sender.try_send(json!({ "number": number })).unwrap();
+            }
+            Ok(Value::Null)
+        };
+        let reporter = Reporter::new(Phase::Fetch);
+        let found = read(answer(reporter, lines, HangUp::Ends, work)).await;
+        let numbers = found.iter().filter_map(|line| line["number"].as_u64());
+        assert_eq!(numbers.collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(found.last().unwrap().get("done").is_some());
     }
 
     #[tokio::test]

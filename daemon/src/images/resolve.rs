@@ -16,7 +16,7 @@ pub enum Named {
     /// A record that is staged beside the head.
     Staged(Box<OpenCommit>),
     /// A checkpoint that is only on this device.
-    Local(LocalCheckpoint),
+    Local(Box<LocalCheckpoint>),
 }
 
 /// A state that can be read here: the root of its index.
@@ -70,7 +70,7 @@ impl Images {
         for checkpoint in &local.checkpoints {
             let id = CommitId::from_bytes(checkpoint.row.checkpoint);
             if id.to_string().starts_with(prefix) {
-                found.push(Named::Local(checkpoint.clone()));
+                found.push(Named::Local(Box::new(checkpoint.clone())));
             }
         }
         for staged in &image.row.staged {
@@ -213,7 +213,7 @@ fn only_here(image: &Image, checkpoint: &LocalCheckpoint) -> ApiError {
             id.short()
         ),
         format!(
-            "`imgctl commit {dir}` brings what is there home as a commit; `imgctl log {name}` shows which checkpoints are staged at home. `imgctl export` takes it as it is."
+            "`imgctl commit {dir}` brings what is there home as a commit; `imgctl log {name}` shows which checkpoints are staged at home. `imgctl diff` and `imgctl export` take it as it is."
         ),
     )
 }

@@ -1,6 +1,9 @@
 //! What was, and how to get at it: the log, ids of commits and checkpoints, and differences.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Device, World, wait_for};
@@ -137,16 +140,21 @@ fn a_checkpoint_is_found_by_the_id_that_was_printed() -> Result<()> {
     let dest = exported.to_str().context("a path")?;
     laptop.json(&["export", "vm", dest, "--at", &only_here])?;
     ensure!(fs::read_to_string(exported.join("third"))? == "3");
+    let changed = laptop.json(&["diff", "vm", &checkpoint, &only_here])?;
+    ensure!(
+        changed["change"] == "added" && changed["path"] == "third",
+        "{changed}"
+    );
     // Also after a restart, and when newer work has been cut.
     fs::write(mount.join("fourth"), "4")?;
     laptop.json(&["checkpoint", "vm"])?;
     let mut laptop = laptop;
     laptop.kill()?;
     laptop.restart()?;
-    let again = world.path("again");
-    let dest = again.to_str().context("a path")?;
-    laptop.json(&["export", "vm", dest, "--at", &only_here])?;
-    ensure!(again.join("third").exists() && !again.join("fourth").exists());
+    let changed = laptop.json(&["diff", "vm", &checkpoint, &only_here])?;
+    ensure!(changed["path"] == "third", "{changed}");
+    let changed = laptop.json(&["diff", "vm", &only_here])?;
+    ensure!(changed["path"] == "fourth", "{changed}");
     world.home.start()?;
     wait_for("the newest checkpoint to be staged", || {
         let rows = log(&laptop, "vm")?;
@@ -160,6 +168,169 @@ fn a_checkpoint_is_found_by_the_id_that_was_printed() -> Result<()> {
     ensure!(
         told.contains("only on this device") && told.contains("imgctl commit"),
         "{told}"
+    );
+    Ok(())
+}
+
+/// Paths that differ between two folders, each with a letter, as looking at all of both tells. A folder whose only
+/// change is when something came or went in it is left out.
+fn compared(before: &Path, after: &Path) -> Result<BTreeMap<String, char>> {
+    let (before, after) = (listed(before)?, listed(after)?);
+    let mut differs = BTreeMap::new();
+    for (path, was) in &before {
+        match after.get(path) {
+            None => drop(differs.insert(path.clone(), 'D')),
+            Some(is) if is != was => drop(differs.insert(path.clone(), 'M')),
+            Some(_) => {}
+        }
+    }
+    let new = after.keys().filter(|path| !before.contains_key(*path));
+    differs.extend(new.map(|path| (path.clone(), 'A')));
+    Ok(differs)
+}
+
+/// All that is below a folder: path, and what of it is compared.
+fn listed(top: &Path) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![top.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let metadata = path.symlink_metadata()?;
+            let content = if metadata.is_file() {
+                format!(
+                    "{:?} {}.{}",
+                    fs::read(&path)?,
+                    metadata.mtime(),
+                    metadata.mtime_nsec()
+                )
+            } else if metadata.is_symlink() {
+                format!("{:?}", fs::read_link(&path)?)
+            } else {
+                waiting.push(path.clone());
+                String::new()
+            };
+            let name = path.strip_prefix(top)?.display().to_string();
+            let owner = (metadata.uid(), metadata.gid());
+            found.insert(name, format!("{:o} {owner:?} {content}", metadata.mode()));
+        }
+    }
+    Ok(found)
+}
+
+/// What `imgctl diff` says, each path with its letter; a rename is a path that went and one that came.
+fn told(device: &Device, args: &[&str]) -> Result<BTreeMap<String, char>> {
+    let lines = device.json(&[&["diff", "vm"], args].concat())?;
+    let lines = match lines {
+        Value::Array(lines) => lines,
+        line => vec![line],
+    };
+    let mut told = BTreeMap::new();
+    for line in &lines {
+        let path = text(&line["path"])?;
+        let letter = match text(&line["change"])?.as_str() {
+            "added" => 'A',
+            "removed" => 'D',
+            "modified" => 'M',
+            _ => {
+                told.insert(text(&line["from"])?, 'D');
+                'A'
+            }
+        };
+        ensure!(told.insert(path, letter).is_none(), "twice: {line}");
+    }
+    Ok(told)
+}
+
+#[test]
+fn a_diff_says_what_looking_at_both_exports_says() -> Result<()> {
+    let (world, laptop, desktop) = held()?;
+    let mount = laptop.work().join("vm");
+    for folder in ["a", "a/deep", "b"] {
+        fs::create_dir(mount.join(folder))?;
+        for number in 0..5 {
+            fs::write(mount.join(folder).join(format!("file-{number}")), folder)?;
+        }
+    }
+    fs::write(mount.join("large"), vec![1; 300_000])?;
+    std::os::unix::fs::symlink("a/file-1", mount.join("link"))?;
+    fs::hard_link(mount.join("a/file-2"), mount.join("b/hard"))?;
+    let first = text(&laptop.json(&["commit", "vm", "-m", "laptop"])?["commit"])?;
+    laptop.json(&["release", "vm"])?;
+
+    // Another device changes all sorts of things.
+    let mount = desktop.checkout("vm", &[])?;
+    fs::write(mount.join("a/file-0"), "other")?;
+    fs::write(mount.join("a/file-2"), "both names")?;
+    fs::remove_file(mount.join("a/file-1"))?;
+    fs::write(mount.join("new"), "new")?;
+    fs::create_dir(mount.join("folder"))?;
+    fs::write(mount.join("folder/in"), "in")?;
+    fs::remove_dir_all(mount.join("a/deep"))?;
+    fs::set_permissions(mount.join("b/file-0"), fs::Permissions::from_mode(0o600))?;
+    fs::rename(mount.join("b/file-1"), mount.join("moved"))?;
+    fs::write(mount.join("saved"), "saved")?;
+    fs::rename(mount.join("saved"), mount.join("b/file-2"))?;
+    fs::remove_file(mount.join("link"))?;
+    std::os::unix::fs::symlink("elsewhere", mount.join("link"))?;
+    fs::write(mount.join("grün \n\\"), "an odd name")?;
+    let large = fs::File::options().write(true).open(mount.join("large"))?;
+    large.write_all_at(b"patched", 100_000)?;
+    drop(large);
+    let second = text(&desktop.json(&["commit", "vm", "-m", "desktop"])?["commit"])?;
+
+    let export = |device: &Device, at: &str, name: &str| -> Result<PathBuf> {
+        let dest = world.path(name);
+        device.json(&["export", "vm", dest.to_str().context("a path")?, "--at", at])?;
+        Ok(dest)
+    };
+    let (before, after) = (
+        export(&laptop, &first, "before")?,
+        export(&laptop, &second, "after")?,
+    );
+    let expected = compared(&before, &after)?;
+    ensure!(expected.len() > 15, "{expected:?}");
+    for args in [
+        &[first.as_str(), &second][..],
+        &[&first[..8], "head"],
+        &["head~1", "head"],
+    ] {
+        let told = told(&laptop, args)?;
+        ensure!(told == expected, "{told:#?}\n{expected:#?}");
+    }
+    ensure!(told(&laptop, &[&second, &first])? == compared(&after, &before)?);
+    let people = laptop.imgctl(&["diff", "vm", &first, &second])?.stdout;
+    for line in [
+        "M  a/file-0\n",
+        "R  b/file-1 -> moved\n",
+        "M  b/file-0  (mode)\n",
+        "D  a/deep/\n",
+        "grün \\n\\\n",
+    ] {
+        ensure!(people.contains(line), "no {line:?} in {people}");
+    }
+    // Nothing is checked out on the laptop: what is compared has to be said.
+    laptop.fails(2, &["diff", "vm"])?;
+    ensure!(told(&laptop, &[&first])? == expected);
+
+    // The live checkout, and what is staged of it, on the other device too.
+    ensure!(told(&desktop, &[])?.is_empty());
+    let unlinked = fs::File::create(mount.join("unlinked"))?;
+    fs::remove_file(mount.join("unlinked"))?;
+    fs::write(mount.join("live"), "live")?;
+    fs::write(mount.join("new"), "newer")?;
+    let live = BTreeMap::from([("live".to_owned(), 'A'), ("new".to_owned(), 'M')]);
+    ensure!(told(&desktop, &[])? == live);
+    let record = wait_for("what was cut to be staged", || {
+        let staged = desktop.status("vm")?["staged"].clone();
+        Ok(staged.as_str().map(str::to_owned))
+    })?;
+    ensure!(told(&laptop, &[&second, &record])? == live);
+    drop(unlinked);
+    let since = told(&desktop, &[&first])?;
+    ensure!(
+        since.get("live") == Some(&'A') && since.len() == expected.len() + 1,
+        "{since:?}"
     );
     Ok(())
 }
