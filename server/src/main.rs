@@ -132,7 +132,10 @@ const NOT_ALLOWED: u8 = 8;
 const NO_ROOM: u8 = 9;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -145,8 +148,9 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            report(&error, json);
-            ExitCode::from(exit_code(&error))
+            let code = exit_code(&error);
+            report(&format!("{error:#}"), code, json);
+            ExitCode::from(code)
         }
     }
 }
@@ -382,14 +386,45 @@ fn print(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(error: &anyhow::Error, json: bool) {
-    let message = format!("{error:#}");
+/// Says what is wrong with the command line, in the form that was asked for.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let message = text.lines().next().unwrap_or_default();
+        report(message.trim_start_matches("error: "), WRONG_USAGE, true);
+        return ExitCode::from(WRONG_USAGE);
+    }
+    // Nobody is left to tell when the terminal is gone.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED))
+}
+
+/// Tells of a failure: a sentence with its way out for people, the fields that imgctl has for scripts.
+fn report(message: &str, code: u8, json: bool) {
     if json {
-        let line = json!({ "error": "failed", "message": message, "hint": null });
+        let (word, hint) = kind(code);
+        let line = json!({ "error": word, "message": message, "hint": hint, "exit_code": code });
         // Nobody reads what cannot be written.
         let _ = print(&line.to_string());
     } else {
         let _ = writeln!(std::io::stderr(), "imghome: {message}");
+    }
+}
+
+/// The stable word for an exit code, and what to do next.
+fn kind(code: u8) -> (&'static str, &'static str) {
+    match code {
+        WRONG_USAGE => ("usage", "imghome --help lists the commands and options."),
+        NOT_VERIFIED => (
+            "corrupt",
+            "`imghome check DIR` says what is damaged; `imghome restore` makes a home from a backup.",
+        ),
+        NOT_ALLOWED => (
+            "not_allowed",
+            "Devices that are enrolled invite others: imgctl device invite",
+        ),
+        NO_ROOM => ("no_room", "Make room on the disk and ask again."),
+        _ => ("failed", "Nothing is lost; mend it and ask again."),
     }
 }
 

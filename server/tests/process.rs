@@ -122,7 +122,16 @@ fn a_home_is_made_invited_to_and_looked_at() {
     let first = init(home);
     let again = imghome(&["init", home, "--json"]);
     assert_eq!(again.status.code(), Some(2));
-    assert!(json(&again)["message"].as_str().unwrap().contains("empty"));
+    let told = json(&again);
+    assert!(told["message"].as_str().unwrap().contains("empty"));
+    assert_eq!(
+        (&told["error"], &told["exit_code"]),
+        (&"usage".into(), &2.into())
+    );
+    assert!(told["hint"].is_string());
+    let nonsense = imghome(&["init", "--nonsense", "--json"]);
+    assert_eq!(json(&nonsense)["error"], "usage");
+    assert_eq!(nonsense.status.code(), Some(2));
     let invited = imghome(&["invite", home, "--address", "home.example:9"]);
     let line = String::from_utf8(invited.stdout).unwrap();
     let Ok(AnyInvite::Founding(second)) = line.trim().parse() else {
