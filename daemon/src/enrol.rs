@@ -525,7 +525,7 @@ fn name_taken(name: &DeviceName) -> ApiError {
     ApiError::new(
         Kind::NameTaken,
         format!("Another device of this home is called {name}. This device has not joined."),
-        "Choose another name with --name, and ask for a new invite: this one is used up.",
+        "Choose another name with --name; the invite stays good until it expires.",
     )
 }
 

@@ -73,7 +73,8 @@ pub async fn answer_joins(home: &Home, state: &State) -> Result<bool, CallError>
             continue;
         };
         let issued = open.swap_remove(at);
-        answer_join(home, state, issued, &join.request).await?;
+        let turned_down = answer_join(home, state, issued, &join.request).await?;
+        open.extend(turned_down);
     }
     // The home answers for a while longer than the invite says: a proof may have reached it in time.
     let long_over = events::now().0 - i64::try_from(INVITE_TTL.as_millis()).unwrap_or(0);
@@ -88,17 +89,20 @@ pub async fn answer_joins(home: &Home, state: &State) -> Result<bool, CallError>
     Ok(still_open)
 }
 
+/// Answers one join. Returns the invite where it stays good: the joiner's name was turned down, and nothing else.
 async fn answer_join(
     home: &Home,
     state: &State,
     mut issued: IssuedInvite,
     request: &[u8],
-) -> Result<(), CallError> {
+) -> Result<Option<IssuedInvite>, CallError> {
+    let mut asks_again = false;
     let answer = match admit(home, state, &mut issued, request).await? {
         Ok(entry) => Some(JoinAnswer::new(&issued.secret, entry).encode().into()),
         Err(EnrolError::NameTaken) => {
             tracing::info!("a join under a name that is taken was turned down");
             // No entry: only the inviter can say so, and the joiner has to choose another name.
+            asks_again = true;
             let taken = JoinAnswer::new(&issued.secret, Vec::new());
             Some(taken.encode().into())
         }
@@ -113,7 +117,11 @@ async fn answer_join(
     };
     let mutated = home.mutate(call).await?;
     home.settle(mutated.request).await?;
-    forget(state, issued.invite).await
+    if asks_again {
+        return Ok(Some(issued));
+    }
+    forget(state, issued.invite).await?;
+    Ok(None)
 }
 
 /// Brings the entry that adds the joiner onto the roster, or says why not.

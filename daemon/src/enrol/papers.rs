@@ -97,7 +97,7 @@ pub fn ask(identity: &Identity, invite: &Invite, name: &DeviceName) -> JoinReque
 /// Answers a join: checks that it comes from who holds the invite's secret, and adds the device.
 ///
 /// # Errors
-/// All of them burn the invite; who asked for a name that is taken is told so.
+/// All of them burn the invite but one: who asked for a name that is taken is told so, and may choose another.
 pub fn admit(
     identity: &Identity,
     roster: &Roster,

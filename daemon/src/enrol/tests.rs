@@ -3,11 +3,15 @@
 use std::path::Path;
 
 use img_records::{Invite, JoinAnswer, JoinRequest, Roster, Signed, entry_id};
-use img_types::{DeviceName, LogPosition, WallMillis};
+use img_types::{DaemonNonce, DeviceName, LogPosition, WallMillis};
 
+use super::Enrolment;
 use super::papers::*;
 use super::revoking::{Revocation, find, refuse_last_admin};
+use crate::error::Kind;
+use crate::events::{Phase, Reporter};
 use crate::identity::{Identity, key_ring};
+use crate::state::State;
 
 const NOW: WallMillis = WallMillis(1_000);
 const SECRET: [u8; 16] = [7; 16];
@@ -275,4 +279,30 @@ fn the_words_bring_a_device_back_and_work_once() {
     let made = recover(&again, &table.roster, &words, &name("thief"), NOW);
     let refused = made.map(|made| table.roster.append(&made.entry));
     assert!(!matches!(refused, Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn an_invite_that_has_expired_is_refused_with_a_way_out_before_anybody_is_asked() {
+    let table = Table::new();
+    let state = State::open(&table.dir.path().join("state")).unwrap();
+    let joiner = identity(table.dir.path(), "second");
+    let enrolment = Enrolment {
+        state: &state,
+        identity: &joiner,
+        nonce: DaemonNonce::from_bytes([1; 32]),
+        reporter: &Reporter::new(Phase::Wait),
+        lines: tokio::sync::mpsc::channel(1).0,
+    };
+    // Its time was over in 1970, and nobody listens at its address.
+    let invite = table.invite().to_string();
+    let refused = enrolment.join(&invite, &name("tablet")).await.unwrap_err();
+    assert_eq!(refused.kind, Kind::InviteExpired);
+    assert_eq!(refused.kind.codes().1, 2);
+    assert!(refused.message.contains("has expired"), "{refused}");
+    assert!(refused.hint.contains("imgctl device invite"));
+    assert_eq!(
+        state.now(|db| db.enrolment()).unwrap(),
+        None,
+        "nothing is left behind"
+    );
 }

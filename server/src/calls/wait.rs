@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use img_proto::{Answer, PendingJoin, Refusal};
-use img_records::JoinRequest;
+use img_records::{JoinAnswer, JoinRequest};
 use img_types::limits::RECORDS_PER_REPLY_MAX;
 use img_types::{DeviceId, InviteId, LogPosition};
 use tokio::sync::watch;
@@ -36,9 +36,14 @@ pub(super) async fn join(
                 let row = devices::find_invite(tx.sql(), invite).await?;
                 let row = row.ok_or(Refusal::InviteUnknown)?;
                 match row.request {
-                    // The proof that came first counts; the same one may come again.
-                    Some(earlier) if earlier != request => Err(Refusal::InviteUnknown.into()),
-                    Some(_) => Ok(()),
+                    // The same one may come again.
+                    Some(earlier) if earlier == request => Ok(()),
+                    // The inviter has checked its proof, and its name was taken.
+                    Some(_) if is_turned_down(row.answer.as_deref()) && row.until > tx.now() => {
+                        devices::ask_again(tx, invite, &request).await
+                    }
+                    // The proof that came first counts.
+                    Some(_) => Err(Refusal::InviteUnknown.into()),
                     None if row.until <= tx.now() => Err(Refusal::InviteUnknown.into()),
                     None => devices::set_join(tx, invite, &request).await,
                 }
@@ -59,6 +64,13 @@ pub(super) async fn join(
             });
         }
     }
+}
+
+/// Whether an answer turns a name down and not the device: it has no roster entry.
+fn is_turned_down(answer: Option<&[u8]>) -> bool {
+    answer.is_some_and(|answer| {
+        JoinAnswer::decode(answer).is_ok_and(|answer| answer.entry.is_empty())
+    })
 }
 
 /// Joins that wait for a device; while it has unanswered invites, the call waits for the first one.

@@ -184,6 +184,16 @@ pub(crate) async fn find_invite(
     row.map(read).transpose()
 }
 
+/// Keeps another join request in place of one whose name was turned down, until the inviter has answered it too.
+pub(crate) async fn ask_again(tx: &mut Tx, invite: InviteId, request: &[u8]) -> Result<(), Stop> {
+    sqlx::query("UPDATE invites SET request = $2, answer = NULL WHERE invite = $1")
+        .bind(&invite.as_bytes()[..])
+        .bind(request)
+        .execute(tx.sql())
+        .await?;
+    Ok(())
+}
+
 /// Keeps a join request; the first one under an invite stays.
 pub(crate) async fn set_join(tx: &mut Tx, invite: InviteId, request: &[u8]) -> Result<(), Stop> {
     sqlx::query("UPDATE invites SET request = $2 WHERE invite = $1 AND request IS NULL")

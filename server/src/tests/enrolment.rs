@@ -1,7 +1,7 @@
 //! Who gets in: founding, joining, recovery, revocation.
 
 use img_proto::{Answer, Call, Refusal};
-use img_records::JoinRequest;
+use img_records::{JoinAnswer, JoinRequest};
 use img_types::limits::{
     CONNECTIONS_PER_DEVICE_MAX, JOIN_CONNECTIONS_PER_ADDRESS_MAX, JOIN_FRAME_LEN_MAX, JOIN_LIFE_MAX,
 };
@@ -152,6 +152,53 @@ async fn an_invited_device_joins_through_the_inviter() {
     let late = home.connect(&other).await;
     let late = late.call(Call::JoinRequest { invite, request }).await;
     assert_eq!(late, Err(Refusal::InviteUnknown));
+}
+
+#[tokio::test]
+async fn whoever_chose_a_taken_name_asks_again_under_the_same_invite() {
+    let (home, admin) = TestHome::founded().await;
+    let (invite, secret, ttl_ms) = (InviteId::from_bytes([4; 32]), [1; 16], 60_000);
+    let register = Call::RegisterInvite { invite, ttl_ms };
+    admin.call(register).await.unwrap();
+    let device = Device::new(2);
+    let possession = device.keys.prove_possession(&admin.home(), &device.sign);
+    let request = |name: u8| {
+        let request = JoinRequest::new(
+            &secret,
+            &admin.home(),
+            device.keys,
+            possession,
+            vec![name; 50],
+        );
+        bytes::Bytes::from(request.encode())
+    };
+    let answer = |entry: Vec<u8>| {
+        let answer = Some(JoinAnswer::new(&secret, entry).encode().into());
+        admin.call(Call::AnswerJoin { invite, answer })
+    };
+    let joiner = home.connect(&device).await;
+    let ask = |name| {
+        let request = request(name);
+        joiner.call(Call::JoinRequest { invite, request })
+    };
+    let (turned_down, answered) = tokio::join!(ask(1), answer(Vec::new()));
+    answered.unwrap();
+    assert!(matches!(turned_down, Ok(Answer::Join { answer: Some(_) })));
+    let (joined, answered) = tokio::join!(ask(2), async {
+        // The second request waits for the inviter like the first.
+        loop {
+            let pending = admin.call(Call::PendingJoins).await;
+            if let Ok(Answer::PendingJoins { joins }) = pending
+                && let Some(join) = joins.first()
+            {
+                assert_eq!(join.request, request(2));
+                return answer(vec![7]).await;
+            }
+        }
+    });
+    answered.unwrap();
+    assert!(matches!(joined, Ok(Answer::Join { answer: Some(_) })));
+    assert_eq!(ask(3).await, Err(Refusal::InviteUnknown), "it is used up");
 }
 
 #[tokio::test]
