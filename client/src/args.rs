@@ -263,7 +263,7 @@ pub(crate) struct CheckoutArgs {
     /// Where to mount it; a folder of the image's name here by default
     pub(crate) dir: Option<PathBuf>,
     /// Take no lease; what is written stays here
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["lease", "offline", "take_over"])]
     pub(crate) read_only: bool,
     /// Mount this commit or checkpoint instead of the head
     #[arg(long, value_name = "COMMIT", value_parser = values::commit, requires = "read_only")]
@@ -385,6 +385,9 @@ mod tests {
                 "--offline",
                 "30d",
             ],
+            &["imgctl", "checkout", "vm", "--read-only", "--lease", "1h"],
+            &["imgctl", "checkout", "vm", "--read-only", "--offline", "3d"],
+            &["imgctl", "checkout", "vm", "--read-only", "--take-over"],
             &["imgctl", "rename", "vm", ""],
             &["imgctl", "cache", "--limit", "20 apples"],
             &["imgctl", "join", "imgctl-invite-x", "--name", "my laptop"],

@@ -83,21 +83,19 @@ pub(crate) struct CheckoutRef {
 }
 
 impl CheckoutRef {
-    /// Takes a name, which may be a folder here as well, or a path: anything with a slash, `.` or `..`.
+    /// Takes a name, which may be a folder here as well, or a path: anything that is no name.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let path = absolute(Path::new(text)).map_err(|failure| failure.message)?;
         let path = path.to_str().map(str::to_owned);
-        if text.contains('/') || text == "." || text == ".." {
-            let path = path.ok_or("a folder that is not UTF-8 is addressed by its image's name")?;
-            Ok(Self {
-                text: path,
-                folder: None,
-            })
-        } else {
-            Ok(Self {
-                text: image(text)?.to_string(),
+        match image(text) {
+            Ok(name) => Ok(Self {
+                text: name.to_string(),
                 folder: path,
-            })
+            }),
+            Err(_) => Ok(Self {
+                text: path.ok_or("a folder that is not UTF-8 is addressed by its image's name")?,
+                folder: None,
+            }),
         }
     }
 
@@ -141,6 +139,14 @@ pub(crate) fn percent_encode(text: &str) -> String {
         }
     }
     encoded
+}
+
+/// The folder to mount an image at: the one that is given, else one of the image's name here.
+pub(crate) fn mount_dir(dir: Option<PathBuf>, name: &ImageName) -> Result<String, Failure> {
+    let dir = absolute(&dir.unwrap_or_else(|| name.as_str().into()))?;
+    dir.into_os_string()
+        .into_string()
+        .map_err(|_| Failure::usage("The folder to mount at is not UTF-8."))
 }
 
 /// Makes a path absolute without following symbolic links.
@@ -221,6 +227,17 @@ mod tests {
         let folder = CheckoutRef::parse("/tmp/x/../vm").unwrap();
         assert_eq!(folder.resource(), "/v1/checkouts/%2Ftmp%2Fvm");
         assert_eq!(folder.verb("commit"), "/v1/checkouts/%2Ftmp%2Fvm/commit");
-        assert!(CheckoutRef::parse("a b").is_err());
+        let spaced = CheckoutRef::parse("my vm").unwrap();
+        assert_eq!(spaced.resource(), format!("/v1/checkouts/{here}%2Fmy%20vm"));
+        assert!(CheckoutRef::parse("").is_err());
+    }
+
+    #[test]
+    fn an_image_is_mounted_in_a_folder_of_its_name_unless_one_is_given() {
+        let name = ImageName::parse("vm").unwrap();
+        let here = std::env::current_dir().unwrap();
+        let of_name = mount_dir(None, &name).unwrap();
+        assert_eq!(Path::new(&of_name), here.join("vm"));
+        assert_eq!(mount_dir(Some("/x/../y z".into()), &name).unwrap(), "/y z");
     }
 }

@@ -32,11 +32,7 @@ struct Hydrated {
 
 /// Mounts an image.
 pub(super) async fn checkout(session: &Session, args: CheckoutArgs) -> Result<(), Failure> {
-    let dir = args.dir.unwrap_or_else(|| args.name.as_str().into());
-    let dir = values::absolute(&dir)?;
-    let dir = dir
-        .to_str()
-        .ok_or_else(|| Failure::usage("The folder to mount at is not UTF-8."))?;
+    let dir = values::mount_dir(args.dir, &args.name)?;
     let body = json!({
         "name": args.name.as_str(),
         "dir": dir,

@@ -45,11 +45,7 @@ struct Branch {
 
 /// Takes an image over and mounts it here.
 pub(super) async fn steal(session: &Session, args: StealArgs) -> Result<(), Failure> {
-    let dir = args.dir.unwrap_or_else(|| args.name.as_str().into());
-    let dir = values::absolute(&dir)?;
-    let dir = dir
-        .to_str()
-        .ok_or_else(|| Failure::usage("The folder to mount at is not UTF-8."))?;
+    let dir = values::mount_dir(args.dir, &args.name)?;
     let body = json!({
         "dir": dir,
         "branch": args.branch,
