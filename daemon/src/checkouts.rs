@@ -445,8 +445,7 @@ impl Checkout {
             .run(self.shared.home.objects(), root, reporter)
             .await
             .map_err(|error| hydrate::explain(&error, &self.name()));
-        let problem = brought.as_ref().err().map(|error| error.message.clone());
-        self.hydration.ended(problem);
+        self.hydration.ended(brought.as_ref().err());
         brought
     }
 

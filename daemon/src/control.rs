@@ -14,6 +14,7 @@ mod images;
 mod socket;
 mod steal;
 mod stream;
+mod waiting;
 
 use std::sync::Arc;
 

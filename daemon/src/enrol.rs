@@ -500,6 +500,7 @@ fn link_error(error: &LinkError) -> ApiError {
 fn refused(refusal: &Refusal) -> ApiError {
     let about = About {
         image: "the home",
+        this: None,
         device_name: &|device| device.short(),
     };
     ApiError::refused(refusal, about)

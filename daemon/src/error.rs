@@ -115,6 +115,8 @@ impl Kind {
 pub struct About<'a> {
     /// The image's name, or a word for what was asked.
     pub image: &'a str,
+    /// This device, where it is a member.
+    pub this: Option<DeviceId>,
     /// Names a device for people.
     pub device_name: &'a dyn Fn(&DeviceId) -> String,
 }
@@ -324,6 +326,16 @@ fn leased(lease: &LeaseRow, about: About<'_>) -> ApiError {
     let image = about.image;
     let holder = (about.device_name)(&lease.device);
     let until = events::after(lease.remaining_ms);
+    if about.this == Some(lease.device) {
+        // It cannot be stolen from oneself.
+        return ApiError::new(
+            Kind::Leased,
+            format!("{image} is leased by another checkout of this device until {}.", events::time_in_words(until)),
+            format!("`imgctl status` lists it. Close it with `imgctl release {image}` and ask again, or save this state as a new image: `imgctl commit DIR --branch NEW`."),
+        )
+        .with("holder", holder)
+        .with("until", events::time(until));
+    }
     let message = if lease.remaining_ms == 0 {
         // Its deadline has passed, but the home was down and holds it for a while.
         format!(
@@ -352,6 +364,7 @@ mod tests {
             refusal,
             About {
                 image: "vm",
+                this: Some(DeviceId::from_bytes([9; 32])),
                 device_name: &|_| "laptop".into(),
             },
         )
@@ -413,6 +426,18 @@ mod tests {
         assert!(error.message.contains("vm is leased by laptop until "));
         assert!(error.message.ends_with(" UTC."));
         assert!(error.hint.contains("imgctl release vm"));
+    }
+
+    #[test]
+    fn nobody_is_told_to_steal_from_oneself() {
+        let own = LeaseRow {
+            device: DeviceId::from_bytes([9; 32]),
+            ..lease()
+        };
+        let error = refused(&Refusal::Leased(own));
+        assert_eq!(error.kind, Kind::Leased);
+        assert!(error.message.contains("another checkout of this device"));
+        assert!(!error.hint.contains("steal") && error.hint.contains("imgctl release vm"));
     }
 
     #[test]

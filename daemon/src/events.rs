@@ -231,8 +231,13 @@ pub fn time_in_words(at: WallMillis) -> String {
 
 /// The wall time a number of milliseconds from now.
 pub fn after(millis: u64) -> WallMillis {
+    later(now(), millis)
+}
+
+/// The wall time a number of milliseconds after another.
+pub fn later(at: WallMillis, millis: u64) -> WallMillis {
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    WallMillis(now().0.saturating_add(millis))
+    WallMillis(at.0.saturating_add(millis))
 }
 
 /// Renders the wall time a number of milliseconds from now.

@@ -91,6 +91,8 @@ pub struct Home {
     core: Arc<Core>,
     objects: Arc<Objects>,
     awaited: Mutex<HashSet<RequestId>>,
+    /// When it last answered.
+    heard: Mutex<Instant>,
 }
 
 /// Why the home's side of the daemon cannot start.
@@ -155,6 +157,7 @@ impl Home {
             core,
             objects,
             awaited: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
         }))
     }
 
@@ -289,7 +292,9 @@ impl Home {
     /// Nobody answers there, or another home; nothing changed.
     pub async fn move_to(&self, address: &str) -> Result<(), CallError> {
         let identity = self.core.identity.tls();
-        let connected = img_net::connect(address, self.pin().home_key_hash, &identity).await;
+        let connecting = img_net::connect(address, self.pin().home_key_hash, &identity);
+        let connected = tokio::time::timeout(PATIENCE, connecting).await;
+        let connected = connected.map_err(|_| CallError::Away)?;
         connected.map_err(LinkError::from)?.close();
         self.core.move_to(address).await?;
         self.link.move_to(address);
@@ -383,6 +388,25 @@ impl Home {
         }
     }
 
+    /// Finds out whether the home is still there, if it was and has not been heard for a while: one that vanished
+    /// without a word is missed by nobody who asks for nothing.
+    pub async fn look(&self) {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.connected() && heard.elapsed() >= LOOKED_AFTER {
+            let _ = tokio::time::timeout(PATIENCE, self.catch_up()).await;
+        }
+    }
+
+    /// Why the home is of no use now, for a person; nothing while it answers, or is asked for the first time.
+    pub fn trouble(&self) -> Option<ApiError> {
+        let begins = matches!(&*self.link.state().borrow(), LinkState::Connecting)
+            && self.instance().is_none();
+        if self.connected() || (begins && !self.core.is_bad()) {
+            return None;
+        }
+        Some(self.explain(&self.absence(), "the home"))
+    }
+
     /// Resolves once the home answers; asks for it where it is away.
     pub async fn reachable(&self) {
         reachable(&self.link).await;
@@ -406,6 +430,7 @@ impl Home {
                     |device: &DeviceId| crate::enrol::device_name(&keys, &roster, device);
                 let about = About {
                     image,
+                    this: Some(self.device()),
                     device_name: &device_name,
                 };
                 ApiError::refused(refusal, about)
@@ -437,6 +462,7 @@ impl Home {
         loop {
             let before = self.seen();
             let reply = self.link.call(&request, Class::Control).await?;
+            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             if let Some(at) = reply.at {
                 self.core.observe(before, at)?;
             }
@@ -531,6 +557,8 @@ async fn reachable(link: &Link) {
 
 /// How long a call waits for a connection before it is given up: a person waits for it.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+/// How long a home may have been quiet before a person who wants to know is told that it is there.
+const LOOKED_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 /// Pause between two tries to reach the home for somebody who waits.
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// How often a busy home is asked again.

@@ -13,18 +13,18 @@ mod log;
 pub(crate) mod paths;
 mod resolve;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use img_proto::{Answer, Call, ImageRow};
 use img_records::{SignedCommit, commit_id};
-use img_types::{CommitId, DeviceId, ImageName, Seq};
+use img_types::{CommitId, DeviceId, ImageName, Seq, WallMillis};
 use serde_json::{Value, json};
 
 use crate::commits::{OpenCommit, OpenDescriptor, RecordError, Trust};
 use crate::enrol::device_name;
 use crate::error::{ApiError, Kind};
-use crate::events::{time, time_after};
+use crate::events::{later, now, time, time_after};
 use crate::home::{CallError, Home};
 use crate::state::{Database, State};
 
@@ -50,6 +50,8 @@ struct Turns {
     asked: AtomicU64,
     /// The number of the newest that was written down.
     written: AtomicU64,
+    /// When the newest was asked for that was answered; nothing before the first.
+    answered: Mutex<Option<WallMillis>>,
 }
 
 /// An image whose records have been verified.
@@ -88,6 +90,7 @@ impl Images {
     /// The home refused, or shows something that does not verify.
     pub async fn list(&self) -> Result<Listing, ApiError> {
         let turns = Arc::clone(&self.turns);
+        let asked = now();
         let turn = turns.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let rows = match self.listed().await {
             Ok(images) => {
@@ -101,6 +104,7 @@ impl Images {
                 };
                 let kept = self.state.with(keep).await;
                 kept.map_err(ApiError::failed)?;
+                *self.answered() = Some(asked);
                 rows
             }
             Err(CallError::Away) => return self.list_seen().await,
@@ -197,6 +201,9 @@ impl Images {
     /// The name is taken, or the home is away or refuses.
     pub async fn rename(&self, name: &ImageName, to: &ImageName) -> Result<Image, ApiError> {
         let mut image = self.find(name).await?;
+        if name == to {
+            return Ok(image);
+        }
         let mut private = image.descriptor.private.clone();
         private.name = to.to_string();
         let signed = self
@@ -209,7 +216,9 @@ impl Images {
         let call = Call::SetDescriptor {
             descriptor: descriptor.clone().into(),
         };
-        self.mutate(call, to.as_str()).await?;
+        if let Err(error) = self.mutate(call, to.as_str()).await {
+            return Err(self.name_taken(to.as_str(), error).await);
+        }
         image.row.descriptor = descriptor.into();
         self.verify(image.row).await
     }
@@ -271,7 +280,8 @@ impl Images {
             json!({
                 "device": self.device_name(&lease.device),
                 "device_id": lease.device,
-                "until": time_after(lease.remaining_ms),
+                // What remained is counted from when it was told.
+                "until": self.answered().map(|at| time(later(at, lease.remaining_ms))),
                 "mode": lease.mode,
                 "lapsed": lease.lapsed,
             })
@@ -409,6 +419,11 @@ impl Images {
             .settle(mutated.request)
             .await
             .map_err(ApiError::failed)
+    }
+
+    fn answered(&self) -> MutexGuard<'_, Option<WallMillis>> {
+        let answered = self.turns.answered.lock();
+        answered.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn explain(&self, error: &CallError, image: &str) -> ApiError {

@@ -178,7 +178,21 @@ impl Keeper {
 
     /// What whoever took a checkout's image over said about it, once it is known.
     pub fn reason(&self, checkout: CheckoutId) -> Option<String> {
-        self.reasons.borrow().get(&checkout).cloned()
+        let reason = self.reasons.borrow().get(&checkout).cloned();
+        reason.filter(|reason| !reason.is_empty())
+    }
+
+    /// Waits a moment until it is known why somebody took a checkout's image over, if anybody did.
+    pub async fn explained(&self, checkout: CheckoutId) {
+        let holder = self.holder(checkout);
+        let state = holder.as_ref().map(|holder| holder.state());
+        if !matches!(state, Some(HolderState::Orphan { rival: Some(_) })) {
+            return;
+        }
+        let mut reasons = self.reasons.clone();
+        let known = reasons.wait_for(|reasons| reasons.contains_key(&checkout));
+        // Who took it is told without it, too.
+        let _ = tokio::time::timeout(EXPLAINED_MAX, known).await;
     }
 
     /// All leases, now and whenever one changes.
@@ -260,6 +274,7 @@ struct Task {
     clock: Clock,
     kept: BTreeMap<CheckoutId, Kept>,
     view: watch::Sender<BTreeMap<CheckoutId, Holder>>,
+    /// Empty where nothing was said.
     reasons: watch::Sender<BTreeMap<CheckoutId, String>>,
     calls: JoinSet<Called>,
 }
@@ -591,7 +606,7 @@ impl Task {
         let Some(kept) = self.kept.get(&checkout) else {
             return;
         };
-        let until = kept.holder.tenure().map(|tenure| tenure.term.until());
+        let until = kept.holder.tenure().map(|tenure| tenure.until());
         self.events.send(events::Event::Lease {
             image: kept.holder.image(),
             name: kept.label.name.clone(),
@@ -606,7 +621,7 @@ impl Task {
                 dir: kept.label.dir.clone(),
                 state: word(kind),
                 rival: rival(&self.home, &kept.holder),
-                reason: self.reasons.borrow().get(&checkout).cloned(),
+                reason: None,
             });
         }
     }
@@ -678,6 +693,8 @@ async fn pin(home: &Home, commit: CommitId, checkout: CheckoutId) -> Result<(), 
 
 /// Commands that may wait; whoever sends more waits.
 const COMMANDS_MAX: usize = 64;
+/// How long somebody waits to hear why an image was taken over.
+const EXPLAINED_MAX: Duration = Duration::from_secs(2);
 /// Pause after the connection broke in the middle of a call.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Pause after a refusal that only a person or a newer daemon can change.

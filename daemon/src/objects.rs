@@ -72,6 +72,11 @@ impl Objects {
         })
     }
 
+    /// Whether somebody waits for an object of the home.
+    pub fn waits_for_home(&self) -> bool {
+        self.flights.is_busy()
+    }
+
     /// The keys known now.
     pub fn keyring(&self) -> KeyRing {
         KeyRing::clone(&self.keys.now())

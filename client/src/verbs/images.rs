@@ -23,7 +23,8 @@ struct Image {
 #[derive(Debug, Deserialize)]
 struct Lease {
     device: String,
-    until: String,
+    /// Nothing where only an earlier start of the daemon has heard of it.
+    until: Option<String>,
     #[serde(default)]
     lapsed: bool,
 }
@@ -45,9 +46,10 @@ pub(super) async fn rename(
         .api
         .post(&path, &json!({"to": new.as_str()}))
         .await?;
+    let word = if name == new { "already" } else { "now" };
     session
         .output
-        .answer(&renamed, |_| Ok(format!("{name} is now called {new}.")))
+        .answer(&renamed, |_| Ok(format!("{name} is {word} called {new}.")))
 }
 
 /// Deletes an image.
@@ -78,7 +80,12 @@ fn render(images: &Value) -> Result<String, serde_json::Error> {
         let lease = match image.lease {
             None => "free".to_owned(),
             Some(lease) if lease.lapsed => format!("{}, lapsed", lease.device),
-            Some(lease) => format!("{} until {}", lease.device, show::time(&lease.until)),
+            Some(Lease {
+                device,
+                until: Some(until),
+                ..
+            }) => format!("{device} until {}", show::time(&until)),
+            Some(lease) => format!("{}, as last seen", lease.device),
         };
         [
             image.name,
@@ -108,6 +115,8 @@ mod tests {
              "checked_out": "/home/x/vm"},
             {"name": "new", "seq": null, "logical_bytes": 0, "time": null, "lease": null,
              "checked_out": null, "stale": true},
+            {"name": "old", "seq": 1, "logical_bytes": 0, "time": null, "checked_out": null, "stale": true,
+             "lease": {"device": "desktop", "until": null, "lapsed": false}},
         ]);
         let text = render(&images).unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -116,7 +125,8 @@ mod tests {
         );
         assert!(lines[1].ends_with("/home/x/vm"));
         assert!(lines[2].contains("free"));
-        assert!(lines[3].contains("last seen"));
+        assert!(lines[3].contains("desktop, as last seen"));
+        assert!(lines[4].contains("The home cannot be reached"));
         assert!(render(&json!([])).unwrap().contains("imgctl create"));
     }
 }

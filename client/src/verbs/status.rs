@@ -25,6 +25,8 @@ struct Status {
     #[serde(default)]
     rival: Option<String>,
     #[serde(default)]
+    reason: Option<String>,
+    #[serde(default)]
     image_deleted: bool,
     dirty_bytes: u64,
     checkpoints_local: u64,
@@ -36,6 +38,8 @@ struct Status {
     hydrating: Option<Moving>,
     releasing: bool,
     problem: Option<String>,
+    #[serde(default)]
+    hint: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,7 +106,11 @@ fn render_one(status: &Status) -> String {
             }
         ),
         None => match &status.rival {
-            Some(rival) => format!("{}, {rival} has taken it over", status.state),
+            Some(rival) => {
+                let said = status.reason.as_ref();
+                let said = said.map_or(String::new(), |reason| format!(": \"{reason}\""));
+                format!("{}, {rival} has taken it over{said}", status.state)
+            }
             None if status.image_deleted => format!("{}, its image has been deleted", status.state),
             None => status.state.clone(),
         },
@@ -161,6 +169,9 @@ fn render_one(status: &Status) -> String {
     if let Some(problem) = &status.problem {
         line("problem", problem.clone());
     }
+    if let Some(hint) = &status.hint {
+        line("", hint.clone());
+    }
     text.trim_end().to_owned()
 }
 
@@ -195,6 +206,18 @@ mod tests {
         let text = render(&lost).unwrap();
         assert!(
             text.contains("state         orphan, desktop has taken it over\n"),
+            "{text}"
+        );
+        lost["reason"] = json!("the talk is today");
+        lost["problem"] = json!("It is orphaned.");
+        lost["hint"] = json!("Save it.");
+        let text = render(&lost).unwrap();
+        assert!(
+            text.contains("has taken it over: \"the talk is today\"\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("  problem       It is orphaned.\n                Save it."),
             "{text}"
         );
         assert!(

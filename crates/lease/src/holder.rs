@@ -29,7 +29,7 @@ mod term;
 #[cfg(test)]
 mod tests;
 
-use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LeaseMode, RequestId, Token};
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, LeaseMode, RequestId, Token, WallMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::Terms;
@@ -321,6 +321,11 @@ impl Holder {
         self.tenure().map(|tenure| tenure.token)
     }
 
+    /// The newest grant of the image that was taken, also after it has ended.
+    pub fn newest(&self) -> Option<Token> {
+        self.newest
+    }
+
     /// Whether a renewal should be sent now, given that the home can be reached.
     ///
     /// One that is under way is repeated until it is answered. `new_contact` says that the home has
@@ -478,6 +483,13 @@ impl Holder {
 }
 
 impl Tenure {
+    /// The home's deadline as the wall clock shows it, for people: what it granted, from when it was asked. The
+    /// device's own, [`Term::past`], is a little earlier.
+    pub fn until(&self) -> WallMillis {
+        let ttl = i64::try_from(self.terms.ttl_ms).unwrap_or(i64::MAX);
+        WallMillis(self.term.sent().wall.0.saturating_add(ttl))
+    }
+
     fn new(granted: &Granted, before: Option<Before>) -> Self {
         Self {
             token: granted.token,

@@ -78,7 +78,10 @@ impl Shared {
         images: &[Image],
     ) {
         for (checkout, of) in open {
-            if !images.iter().any(|image| image.row.image == *of) {
+            if images.iter().any(|image| image.row.image == *of) {
+                // Another device may have given it back to a restored home.
+                lock(&self.gone).remove(of);
+            } else {
                 self.orphan(checkout, *of).await;
             }
         }

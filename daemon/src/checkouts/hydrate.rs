@@ -31,9 +31,15 @@ impl Hydration {
         lock(&self.problem).clone()
     }
 
-    /// Notes how the last one ended.
-    pub(super) fn ended(&self, problem: Option<String>) {
-        *lock(&self.problem) = problem;
+    /// Notes how the last one ended. What is told later holds also when the home is back.
+    pub(super) fn ended(&self, error: Option<&ApiError>) {
+        *lock(&self.problem) = error.map(|error| match error.kind {
+            Kind::HomeAway => {
+                "Not everything was fetched: the home could not be reached. `imgctl hydrate` goes on."
+                    .to_owned()
+            }
+            _ => error.message.clone(),
+        });
     }
 
     /// Brings everything below a root to the disk. Returns the objects that were fetched, and their bytes.

@@ -1,10 +1,11 @@
 //! How a checkout stands, as `docs/control-api.md` shows it.
 
-use img_types::CommitId;
+use img_lease::holder::{Holder, Kind};
+use img_types::{CommitId, ImageId};
 use serde_json::{Value, json};
 
-use super::Checkout;
-use crate::error::ApiError;
+use super::{Checkout, Checkouts, work};
+use crate::error::{self, ApiError};
 use crate::events::{Phase, time};
 use crate::keeper::{rival, word};
 use crate::state::CheckpointRow;
@@ -72,10 +73,11 @@ impl Checkout {
         let view = self.view.borrow().clone();
         let holder = self.shared.keeper.holder(self.id);
         let tenure = holder.as_ref().and_then(|holder| holder.tenure());
+        let tenure = tenure.filter(|tenure| !self.shared.home.is_void(&tenure.token));
         let lease = tenure.map(|tenure| {
             json!({
                 "device": self.shared.images.device_name(&self.shared.home.device()),
-                "until": time(tenure.term.until()),
+                "until": time(tenure.until()),
                 "epoch": tenure.token.epoch,
                 "mode": tenure.terms.mode,
             })
@@ -98,15 +100,16 @@ impl Checkout {
         let objects = self.shared.home.objects();
         let (fetched_objects, fetched_bytes) = objects.fetched();
         let stats = self.tree.as_ref().map(|tree| tree.stats());
-        let revoked = self.shared.home.revoked().map(|told| told.message);
+        let trouble = self.trouble(&view, holder.as_ref());
         json!({
             "name": self.name(),
             "image": self.image(),
             "checkout": self.id,
             "dir": self.dir.display().to_string(),
             "mounted": view.mounted,
-            "state": holder.as_ref().map_or("closed", |holder| word(holder.kind())),
+            "state": holder.as_ref().map_or("closed", |holder| self.word(holder)),
             "rival": holder.as_ref().and_then(|holder| rival(&self.shared.home, holder)),
+            "reason": self.shared.keeper.reason(self.id),
             "base": view.base,
             "head": self.shared.head(self.image()).or(view.base),
             "lease": lease,
@@ -128,7 +131,76 @@ impl Checkout {
             "stopped_us": null,
             "opened": time(self.opened),
             "releasing": view.releasing,
-            "problem": revoked.or(view.problem).or_else(|| self.hydration.problem()),
+            "problem": trouble.as_ref().map(|told| &told.message),
+            "hint": trouble.as_ref().map(|told| &told.hint).filter(|hint| !hint.is_empty()),
+        })
+    }
+
+    /// The word for its state. A lease that ended with the home's database is none, before anybody has said so.
+    fn word(&self, holder: &Holder) -> &'static str {
+        match holder.token() {
+            Some(token) if self.shared.home.is_void(&token) => word(Kind::Lapsed),
+            _ => word(holder.kind()),
+        }
+    }
+
+    /// What a person should know now: what only a person can mend comes first, then what does not go on here,
+    /// then a home that will be back.
+    fn trouble(&self, view: &View, holder: Option<&Holder>) -> Option<ApiError> {
+        let home = self.shared.home.trouble();
+        if let Some(told) = home
+            .as_ref()
+            .filter(|told| told.kind != error::Kind::HomeAway)
+        {
+            return Some(told.clone());
+        }
+        if let Some(problem) = &view.problem {
+            return Some(ApiError::new(error::Kind::Failed, problem.clone(), ""));
+        }
+        if holder.is_some_and(|holder| holder.kind() == Kind::Orphan) {
+            return Some(work::orphan(
+                &self.shared,
+                self.image(),
+                &self.name(),
+                &self.dir,
+            ));
+        }
+        if home.is_some() {
+            return home;
+        }
+        let void = holder
+            .and_then(|holder| holder.token())
+            .filter(|token| self.shared.home.is_void(token));
+        if void.is_some() {
+            return Some(ApiError::new(
+                error::Kind::Failed,
+                "The home was restored from a backup, which ended the lease; it is taken anew by itself.",
+                "",
+            ));
+        }
+        let hydration = self.hydration.problem();
+        hydration.map(|problem| ApiError::new(error::Kind::Failed, problem, ""))
+    }
+}
+
+impl Checkouts {
+    /// The lease that this device has of an image, as its status shows it.
+    pub fn lease_of(&self, image: ImageId) -> Option<Value> {
+        let of_image = self.shared.of_image(image);
+        of_image.iter().find_map(|checkout| {
+            let holder = self.shared.keeper.holder(checkout.id)?;
+            let tenure = holder.tenure()?;
+            let device = self.shared.home.device();
+            let valid = !self.shared.home.is_void(&tenure.token);
+            valid.then(|| {
+                json!({
+                    "device": self.shared.images.device_name(&device),
+                    "device_id": device,
+                    "until": time(tenure.until()),
+                    "mode": tenure.terms.mode,
+                    "lapsed": holder.kind() == Kind::Lapsed,
+                })
+            })
         })
     }
 }

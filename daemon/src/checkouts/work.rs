@@ -20,7 +20,7 @@ use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
 use crate::home::{CallError, Home};
 use crate::journal::JournalError;
-use crate::keeper::{KeeperError, luck};
+use crate::keeper::{KeeperError, luck, rival};
 use crate::objects::{FetchError, Objects};
 use crate::seal::{SealError, SealedRoot, seal_generation};
 use crate::stream::{Draft, Sent, Settled, UploadError};
@@ -139,6 +139,10 @@ impl CommitJob {
         {
             // What became of the commit matters more.
             tracing::warn!(%error, "a lease that was taken for one commit is kept");
+        }
+        if let Err(UploadError::Superseded) = &outcome {
+            // Who waits for the commit hears it with the refusal.
+            shared.keeper.explained(self.checkout).await;
         }
         let mut settled = outcome?;
         if late == Some(LeaseKind::ReadOnly) && self.request.keep {
@@ -374,18 +378,43 @@ pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) ->
     if let Some(told) = revoked(shared, dir) {
         return told;
     }
-    if shared.is_gone(image) {
-        return deleted(name, dir);
-    }
-    let dir = dir.display();
+    let listed = shared.list();
+    let checkout = listed.iter().find(|checkout| checkout.dir == dir);
+    let checkout = checkout.map(|checkout| checkout.id);
+    let holder = checkout.and_then(|checkout| shared.keeper.holder(checkout));
+    let newest = holder.as_ref().and_then(|holder| holder.newest());
+    let restored = newest.is_some_and(|token| shared.home.is_void(&token));
+    let rival = holder.and_then(|holder| rival(&shared.home, &holder));
+    let reason = checkout.and_then(|checkout| shared.keeper.reason(checkout));
+    let why = match (rival, shared.is_gone(image)) {
+        (Some(rival), _) => match reason {
+            Some(reason) => format!("{rival} has taken {name} over: \"{reason}\""),
+            None => format!("{rival} has taken {name} over"),
+        },
+        (None, true) if restored => {
+            format!("the home was restored from a backup and does not have {name} any more")
+        }
+        (None, true) => return deleted(name, dir),
+        (None, false) if restored => format!(
+            "the home was restored from a backup, and its newest commit of {name} is not the one that this checkout stands on"
+        ),
+        (None, false) => "its lease went to somebody else".to_owned(),
+    };
+    let hint = if restored {
+        save_or_drop(dir)
+    } else {
+        let dir = dir.display();
+        format!(
+            "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`. Go on as before, if nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Drop it: `imgctl release {dir} --discard`."
+        )
+    };
     ApiError::new(
         Kind::Orphan,
         format!(
-            "The checkout of {name} at {dir} is orphaned: its lease went to somebody else. Its work is kept here."
+            "The checkout of {name} at {} is orphaned: {why}. Its work is kept here.",
+            dir.display()
         ),
-        format!(
-            "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`. Go on as before, if nothing was committed since: `imgctl commit {dir} --adopt-orphan`. Drop it: `imgctl release {dir} --discard`."
-        ),
+        hint,
     )
 }
 

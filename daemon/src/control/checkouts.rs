@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::body::{Answer, absolute, image_name, parse};
 use super::stream::{self, HangUp};
+use super::waiting;
 use crate::checkouts::{CommitRequest, OpenRequest, OwnerChoice, Which};
 use crate::daemon::Daemon;
 use crate::error::{ApiError, Kind};
@@ -27,12 +28,14 @@ use crate::images::CommitSpec;
 
 pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
     let member = daemon.member()?;
+    member.home.look().await;
     Ok(Json(Value::Array(member.checkouts.list_json())))
 }
 
 pub(super) async fn status(State(daemon): State<Arc<Daemon>>, Address(which): Address) -> Answer {
     let member = daemon.member()?;
     let checkout = member.checkouts.find(&which)?;
+    member.home.look().await;
     Ok(Json(checkout.to_json()))
 }
 
@@ -64,6 +67,12 @@ pub(super) async fn open(
     let member = daemon.member()?;
     let request: Open = parse(&body)?;
     let terms = terms(request.lease_ms, request.offline_ms)?;
+    let leases = request.lease_ms.or(request.offline_ms).is_some() || request.take_over;
+    if request.read_only && leases {
+        return Err(ApiError::usage(
+            "A read-only checkout takes no lease: leave out --lease, --offline and --take-over, or --read-only.",
+        ));
+    }
     if request.at.is_some() && !request.read_only {
         return Err(ApiError::usage(
             "An older commit can only be checked out read-only: add --read-only.",
@@ -234,7 +243,9 @@ pub(super) async fn hydrate(
     let reporter = Reporter::new(Phase::Fetch);
     let told = reporter.clone();
     let work = async move {
-        let (objects, bytes) = checkout.hydrate(&told).await?;
+        let stays = "What has been fetched stays; ask again to go on.";
+        let hydrated = checkout.hydrate(&told);
+        let (objects, bytes) = waiting::for_home(&member.home, &told, stays, hydrated).await?;
         Ok(json!({ "fetched_objects": objects, "fetched_bytes": bytes }))
     };
     Ok(stream::answer(

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 
 use super::body::Answer;
 use crate::daemon::Daemon;
+use crate::error::Kind;
 
 /// One check: its name, and the sentence and hint of its outcome.
 struct Check {
     name: &'static str,
     ok: bool,
     message: String,
-    hint: &'static str,
+    hint: String,
 }
 
 pub(super) async fn doctor(State(daemon): State<Arc<Daemon>>) -> Answer {
@@ -33,9 +34,10 @@ pub(super) async fn doctor(State(daemon): State<Arc<Daemon>>) -> Answer {
     });
     let mut checks = Vec::from(local.await.map_err(crate::error::ApiError::failed)?);
     checks.push(home(&daemon).await);
+    checks.push(checkouts(&daemon));
     checks.push(calls(&daemon).await);
     let checks = checks.into_iter().map(|check| {
-        let hint = if check.ok { "" } else { check.hint };
+        let hint = if check.ok { "" } else { &check.hint };
         json!({
             "check": check.name,
             "ok": check.ok,
@@ -55,7 +57,8 @@ fn fuse() -> Check {
             Ok(()) => "/dev/fuse can be used.".into(),
             Err(error) => format!("/dev/fuse cannot be used: {error}."),
         },
-        hint: "Load the module (modprobe fuse) and make /dev/fuse readable and writable for users.",
+        hint: "Load the module (modprobe fuse) and make /dev/fuse readable and writable for users."
+            .into(),
     }
 }
 
@@ -73,7 +76,7 @@ fn fusermount() -> Check {
             (None, true) => "fusermount3 is not there; root mounts without it.".into(),
             (None, false) => "fusermount3 is not there.".into(),
         },
-        hint: "Install fuse3: apt-get install fuse3",
+        hint: "Install fuse3: apt-get install fuse3".into(),
     }
 }
 
@@ -91,7 +94,7 @@ fn permissions(dir: &Path) -> Check {
         } else {
             format!("{} is open to others, or another user's.", dir.display())
         },
-        hint: "Make the state folder this user's own, mode 0700.",
+        hint: "Make the state folder this user's own, mode 0700.".into(),
     }
 }
 
@@ -105,7 +108,7 @@ fn space(dir: &Path) -> Check {
             Ok(free) => format!("{} MiB are free in the state folder.", free >> 20),
             Err(error) => format!("The free space cannot be read: {error}."),
         },
-        hint: "Make room: writes are refused below the reserve of 256 MiB.",
+        hint: "Make room: writes are refused below the reserve of 256 MiB.".into(),
     }
 }
 
@@ -119,22 +122,32 @@ fn clock() -> Check {
             "The clock says {}.",
             crate::events::time(crate::events::now())
         ),
-        hint: "Set the clock; times of leases are shown wrong meanwhile.",
+        hint: "Set the clock; times of leases are shown wrong meanwhile.".into(),
     }
 }
 
 async fn home(daemon: &Daemon) -> Check {
-    let hint =
-        "Check the network, or ask whoever runs the home. What is checked out goes on working.";
-    let (ok, message) = match daemon.member() {
-        Err(_) => (true, "This device has not joined a home yet.".into()),
+    let (ok, message, hint) = match daemon.member() {
+        Err(_) => (
+            true,
+            "This device has not joined a home yet.".into(),
+            String::new(),
+        ),
         Ok(member) => {
             let address = member.home.pin().address.clone();
             match member.home.catch_up().await {
-                Ok(()) => (true, format!("The home at {address} answers.")),
+                Ok(()) => (
+                    true,
+                    format!("The home at {address} answers."),
+                    String::new(),
+                ),
                 Err(error) => {
                     let error = member.home.explain(&error, "the home");
-                    (false, format!("{address}: {}", error.message))
+                    let hint = match error.kind {
+                        Kind::HomeAway => "Check the network, or ask whoever runs the home. What is checked out goes on working.".into(),
+                        _ => error.hint,
+                    };
+                    (false, format!("{address}: {}", error.message), hint)
                 }
             }
         }
@@ -144,6 +157,32 @@ async fn home(daemon: &Daemon) -> Check {
         ok,
         message,
         hint,
+    }
+}
+
+/// What is checked out and does not go on by itself. What the home is to blame for stands above.
+fn checkouts(daemon: &Daemon) -> Check {
+    let member = daemon.member().ok();
+    let home = member.as_ref().and_then(|member| member.home.trouble());
+    let listed = member.map_or_else(Vec::new, |member| member.checkouts.list_json());
+    let troubled = listed.iter().filter(|status| {
+        let problem = status["problem"].as_str();
+        problem.is_some() && problem != home.as_ref().map(|told| told.message.as_str())
+    });
+    let troubled: Vec<_> = troubled.collect();
+    let words = troubled.iter().map(|status| {
+        let text = |field: &str| status[field].as_str().unwrap_or_default();
+        format!("{}: {}", text("dir"), text("problem"))
+    });
+    let hints = troubled.iter().filter_map(|status| status["hint"].as_str());
+    Check {
+        name: "checkouts",
+        ok: troubled.is_empty(),
+        message: match troubled.len() {
+            0 => "What is checked out here goes on.".into(),
+            _ => words.collect::<Vec<_>>().join(" "),
+        },
+        hint: hints.collect::<Vec<_>>().join(" "),
     }
 }
 
@@ -172,7 +211,8 @@ async fn calls(daemon: &Daemon) -> Check {
         name: "calls",
         ok,
         message,
-        hint: "Nothing is to be done: they are repeated by themselves as soon as the home answers.",
+        hint: "Nothing is to be done: they are repeated by themselves as soon as the home answers."
+            .into(),
     }
 }
 

@@ -36,7 +36,9 @@ pub(super) async fn address(State(daemon): State<Arc<Daemon>>, body: Bytes) -> A
         Ok(()) => super::device::home(State(daemon)).await,
         Err(CallError::Away) => Err(ApiError::new(
             Kind::HomeAway,
-            format!("The home does not answer at {address}. Its address is what it was."),
+            format!(
+                "The home does not answer at {address}; it was waited for 3 seconds. Its address is what it was."
+            ),
             "Check the address and whether the home runs there.",
         )),
         Err(error) => Err(member.home.explain(&error, "the home")),

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::body::{Answer, absolute, image_name, parse};
 use super::stream::{self, HangUp};
+use super::waiting;
 use crate::daemon::Daemon;
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
@@ -24,7 +25,16 @@ pub(super) async fn list(State(daemon): State<Arc<Daemon>>) -> Answer {
     let listing = member.images.list().await?;
     let rows = listing.images.iter().map(|image| {
         let here = member.checkouts.dir_of(image.row.image);
-        member.images.to_json(image, here, listing.stale)
+        let mut row = member.images.to_json(image, here, listing.stale);
+        // This device knows its own lease better than a list of before; both say the same time of it.
+        let at_home = image.row.lease.as_ref();
+        let own = at_home.is_some_and(|lease| lease.device == member.home.device());
+        if (own || listing.stale)
+            && let Some(lease) = member.checkouts.lease_of(image.row.image)
+        {
+            row["lease"] = lease;
+        }
+        row
     });
     Ok(Json(rows.collect()))
 }
@@ -195,7 +205,9 @@ pub(super) async fn export(
             (None, Some(_)) => member.checkouts.sealed_state(&request.name).await?,
             _ => None,
         };
-        member.images.export(request, local, &told).await
+        let exported = member.images.export(request, local, &told);
+        let stays = "What was written so far is sound, but not whole.";
+        waiting::for_home(&member.home, &told, stays, exported).await
     };
     Ok(stream::answer(
         reporter,

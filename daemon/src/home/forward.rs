@@ -153,7 +153,9 @@ impl Home {
     async fn visit(&self) -> Result<Connection, CallError> {
         let pin = self.core.pin();
         let identity = self.core.identity.tls();
-        let connected = img_net::connect(&pin.address, pin.home_key_hash, &identity).await;
+        let connecting = img_net::connect(&pin.address, pin.home_key_hash, &identity);
+        let connected = tokio::time::timeout(PATIENCE, connecting).await;
+        let connected = connected.map_err(|_| CallError::Away)?;
         Ok(connected.map_err(img_net::LinkError::from)?)
     }
 

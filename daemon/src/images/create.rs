@@ -19,7 +19,7 @@ use serde_json::{Value as Json, json};
 use super::Images;
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
-use crate::events::{Phase, Reporter};
+use crate::events::{Phase, Reporter, after, time_in_words};
 use crate::home::{CallError, Home};
 use crate::import::{Cancel, Import, ImportError, Imported, Skipped, SourceKind, look};
 use crate::objects::Objects;
@@ -105,7 +105,10 @@ impl Images {
             },
         };
         let created = self.home.mutate(call).await;
-        let created = created.map_err(|error| self.explain(&error, name))?;
+        let created = match created {
+            Ok(created) => created,
+            Err(error) => return Err(self.name_taken(name, self.explain(&error, name)).await),
+        };
         let settled = self.home.settle(created.request).await;
         settled.map_err(ApiError::failed)?;
         match created.answer {
@@ -117,6 +120,34 @@ impl Images {
             }),
             _ => Err(self.explain(&CallError::Protocol("no grant"), name)),
         }
+    }
+
+    /// What is told of a name that is taken: an import that is not done has it too, and no list shows it.
+    pub(super) async fn name_taken(&self, name: &str, taken: ApiError) -> ApiError {
+        if taken.kind != Kind::NameTaken {
+            return taken;
+        }
+        for row in self.leased().await.unwrap_or_default() {
+            if row.head.is_some() {
+                continue;
+            }
+            let Ok(image) = self.verify(row).await else {
+                continue;
+            };
+            if let Some(lease) = &image.row.lease
+                && image.name().as_str() == name
+            {
+                let device = self.device_name(&lease.device);
+                let until = time_in_words(after(lease.remaining_ms));
+                return ApiError::new(
+                    Kind::NameTaken,
+                    format!("{device} is importing an image called {name}; it is listed once it is whole."),
+                    format!("Choose another name. This one is free again if the import ends without an image, at the latest at {until}."),
+                )
+                .with("holder", device);
+            }
+        }
+        taken
     }
 
     /// Reads the source, brings it home and commits it.

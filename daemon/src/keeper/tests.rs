@@ -15,7 +15,7 @@ async fn until(keeper: &Keeper, wanted: impl Fn(&Holder) -> bool) -> Holder {
 }
 
 fn sent(holder: &Holder) -> Option<i64> {
-    holder.tenure().map(|tenure| tenure.term.until().0)
+    holder.tenure().map(|tenure| tenure.until().0)
 }
 
 #[tokio::test]

@@ -43,19 +43,18 @@ impl Task {
             return;
         }
         kept.explained = true;
-        let Some(reason) = reason else {
-            return;
-        };
-        self.events.send(Event::Checkout {
-            checkout,
-            name: kept.label.name.clone(),
-            dir: kept.label.dir.clone(),
-            state: word(kept.holder.kind()),
-            rival: rival(&self.home, &kept.holder),
-            reason: Some(reason.clone()),
-        });
+        if reason.is_some() {
+            self.events.send(Event::Checkout {
+                checkout,
+                name: kept.label.name.clone(),
+                dir: kept.label.dir.clone(),
+                state: word(kept.holder.kind()),
+                rival: rival(&self.home, &kept.holder),
+                reason: reason.clone(),
+            });
+        }
         self.reasons.send_modify(|reasons| {
-            reasons.insert(checkout, reason);
+            reasons.insert(checkout, reason.unwrap_or_default());
         });
     }
 

@@ -103,6 +103,11 @@ impl Flights {
         }
     }
 
+    /// Whether anything is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.lock().flights.is_empty()
+    }
+
     /// Objects and bytes that came from the home since the daemon started.
     pub(super) fn fetched(&self) -> (u64, u64) {
         (

@@ -87,10 +87,9 @@ impl Term {
         }
     }
 
-    /// The deadline as the wall clock shows it, for people.
-    pub fn until(&self) -> WallMillis {
-        let usable = i64::try_from(self.usable_ms).unwrap_or(i64::MAX);
-        WallMillis(self.sent.wall.0.saturating_add(usable))
+    /// When the call was sent that began it.
+    pub fn sent(&self) -> Moment {
+        self.sent
     }
 
     /// Remembers the newest wall time seen.

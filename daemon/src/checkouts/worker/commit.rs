@@ -476,7 +476,7 @@ impl Worker {
         }
         // Whoever asked for it may have gone: then it is shown until something else is asked for.
         self.refusal = (!is_heard).then(|| told.message.clone());
-        self.set_problem(Some(told.message.clone()));
+        self.set_problem(None);
     }
 
     /// Tries again after a while, and when the home comes back.

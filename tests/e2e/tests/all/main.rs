@@ -14,3 +14,4 @@ mod scene;
 mod secrecy;
 mod steal;
 mod tour;
+mod words;
