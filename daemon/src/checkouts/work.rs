@@ -563,7 +563,6 @@ fn is_final_refusal(refusal: &Refusal) -> bool {
     }
 }
 
-
 /// The error for a person.
 pub(super) fn explain(
     shared: &Shared,

@@ -156,7 +156,10 @@ pub(super) async fn log(
         }
     }
     if stale {
-        history = member.images.history_seen(&image, local.bases.clone()).await?;
+        history = member
+            .images
+            .history_seen(&image, local.bases.clone())
+            .await?;
         history.truncate(limit);
     }
     let mut rows = member.images.log(&image, &history, &local, stale).await;

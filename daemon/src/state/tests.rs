@@ -422,9 +422,8 @@ fn roots_of_the_newest_checkpoints_are_kept_as_long_as_these() {
     for number in 1..=3 {
         let cut = checkpoint(number);
         state.now(|db| db.add_checkpoint(&cut)).unwrap();
-        let kept = |db: &mut Database| {
-            db.set_checkpoint_root(checkout, u64::from(number), &root(number))
-        };
+        let kept =
+            |db: &mut Database| db.set_checkpoint_root(checkout, u64::from(number), &root(number));
         state.now(kept).unwrap();
     }
     // Of a generation that no checkpoint ends with there is nothing to keep.
@@ -432,14 +431,20 @@ fn roots_of_the_newest_checkpoints_are_kept_as_long_as_these() {
     state.now(other).unwrap();
     let kept = |state: &State| {
         let roots = state.now(|db| db.checkpoint_roots(checkout)).unwrap();
-        let roots = roots.into_iter().map(|(_, generation, root)| (generation, root));
+        let roots = roots
+            .into_iter()
+            .map(|(_, generation, root)| (generation, root));
         roots.collect::<Vec<_>>()
     };
     assert_eq!(kept(&state), [(1, root(1)), (2, root(2)), (3, root(3))]);
-    state.now(|db| db.keep_checkpoint_roots(checkout, 2)).unwrap();
+    state
+        .now(|db| db.keep_checkpoint_roots(checkout, 2))
+        .unwrap();
     drop(state);
     let state = open(dir.path());
     assert_eq!(kept(&state), [(2, root(2)), (3, root(3))]);
-    state.now(|db| db.committed(checkout, b"commit", 2, 0, 0)).unwrap();
+    state
+        .now(|db| db.committed(checkout, b"commit", 2, 0, 0))
+        .unwrap();
     assert_eq!(kept(&state), [(3, root(3))]);
 }

@@ -297,7 +297,11 @@ fn vacant(
     }
 }
 
-pub(super) fn existing(transaction: &Transaction<'_>, parent: Inode, name: &Name) -> Result<Entry, Failure> {
+pub(super) fn existing(
+    transaction: &Transaction<'_>,
+    parent: Inode,
+    name: &Name,
+) -> Result<Entry, Failure> {
     transaction.directory(parent)?;
     let entry = transaction.view().entry(parent, name)?;
     entry.ok_or_else(|| Errno::NOENT.into())

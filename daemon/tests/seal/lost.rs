@@ -49,9 +49,9 @@ async fn losing(home: &Arc<Home>, root: Reference) -> (Arc<Home>, usize) {
     let objects = home.objects.lock().unwrap().clone();
     let mut lost = BTreeSet::new();
     for (leaf, node) in leaves(&whole, root).await {
-        let keys = (0..node.len()).map(|position| node.entry(position).0);
+        let mut keys = (0..node.len()).map(|position| node.entry(position).0);
         let is_large = |key: Key| matches!(key.parts(), KeyParts::Extent { inode: LARGE, .. });
-        if keys.map(is_large).all(|is_large| is_large) {
+        if keys.all(is_large) {
             lost.insert(leaf.id);
         }
     }
