@@ -13,7 +13,7 @@ use img_overlay::{Change, GenerationId};
 use img_seal::Reference;
 use img_types::bytes::{DecodeError, Reader, Write};
 use img_types::limits::{INDEX_KEY_LEN_MAX, INDEX_VALUE_LEN_MAX};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 /// Name of the journal in a checkout's directory.
 pub const JOURNAL_FILE: &str = "journal.sqlite";
@@ -30,6 +30,14 @@ pub enum JournalError {
     /// A row holds what its format does not allow.
     #[error("the checkout's journal holds a {0}")]
     Malformed(#[from] DecodeError),
+}
+
+impl JournalError {
+    /// Whether the disk has no room, so that a later try may succeed. After any other failed write nobody knows what
+    /// is durable.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Database(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull))
+    }
 }
 
 /// What a checkout is besides its changes.

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use img_index::{Fact, Key, Value};
 use img_overlay::{Change, Generation, GenerationId, Removed};
 use img_seal::Reference;
-use rusqlite::ErrorCode;
 use rustix::io::Errno;
 
 use super::Tree;
@@ -170,7 +169,7 @@ impl Tree {
     /// The journal comes first: a crash before leaves the generation, one after has the root.
     ///
     /// # Errors
-    /// The journal cannot be written; nothing has changed then.
+    /// The disk is full; nothing has changed then.
     pub fn sealed(&self, generation: GenerationId, root: Reference) -> Result<(), JournalError> {
         let mut log = self.log();
         let head = {
@@ -185,7 +184,13 @@ impl Tree {
             }
         };
         log.backlog.retain(|(of, _)| *of > generation);
-        log.journal.drop_sealed(&head)?;
+        match log.journal.drop_sealed(&head) {
+            Err(error) if !error.is_full() => {
+                tracing::error!(%error, "the journal cannot be written; ending before data is lost");
+                std::process::abort();
+            }
+            dropped => dropped?,
+        }
         let mut state = self.lock();
         state.root = head.root;
         state.oldest = head.oldest;
@@ -232,9 +237,7 @@ impl Tree {
         }
         match log.journal.commit(&head, &log.backlog) {
             Ok(added) => log.top_bytes += added,
-            Err(JournalError::Database(error))
-                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) =>
-            {
+            Err(error) if error.is_full() => {
                 tracing::error!(%error, "the journal has no room");
                 return Err(Errno::NOSPC);
             }

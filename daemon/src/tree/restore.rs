@@ -10,7 +10,6 @@ use std::sync::Arc;
 use img_index::{Fact, Inode, Key, Value};
 use img_overlay::{GenerationId, Overlay};
 use img_seal::Reference;
-use rusqlite::ErrorCode;
 use rustix::io::Errno;
 
 use super::Tree;
@@ -19,7 +18,7 @@ use super::source::Source;
 use super::state::{Open, State};
 use super::view::{Failure, View};
 use crate::arena::Arena;
-use crate::journal::{Head, JournalError};
+use crate::journal::Head;
 
 /// What became of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +69,7 @@ impl Tree {
         // Nobody may write between the look above and the swap below, so the lock is held meanwhile.
         match log.restored(&head) {
             Ok(()) => {}
-            Err(JournalError::Database(error))
-                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) =>
-            {
+            Err(error) if error.is_full() => {
                 arena.retire();
                 return Err(Errno::NOSPC.into());
             }
