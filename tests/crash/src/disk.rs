@@ -255,13 +255,12 @@ impl Disk {
         Ok(())
     }
 
-    /// A sync that fails, as it does with Linux: what it should have made durable is still to be seen, and no
-    /// later sync tries it again.
+    /// A sync that fails, as it does with Linux: the bytes that it should have made durable are still to be seen, and
+    /// no later sync tries them again. A folder's names wait for the next one.
     ///
     /// # Errors
     /// There is no such entry.
     pub fn fail_sync(&mut self, node: Node) -> Result<(), Errno> {
-        self.settle(node)?;
         if let Body::File(bytes) = &mut self.entry_mut(node)?.body {
             bytes.pending.clear();
         }

@@ -52,6 +52,8 @@ pub struct Gate {
     syncs: u64,
     hit: Option<String>,
     is_dead: bool,
+    /// The process, or a thread of it, that came last.
+    last: u32,
 }
 
 impl Gate {
@@ -63,6 +65,7 @@ impl Gate {
             syncs: 0,
             hit: None,
             is_dead: false,
+            last: 0,
         }
     }
 
@@ -89,6 +92,12 @@ impl Gate {
         self.hit.as_deref()
     }
 
+    /// Kills whoever came last; nobody comes any more.
+    pub fn shut(&mut self) {
+        self.is_dead = true;
+        kill(self.last);
+    }
+
     /// Judges a step of a process or thread. `what` says in words what it is.
     pub fn judge(&mut self, act: Act, process: u32, what: impl FnOnce() -> String) -> Verdict {
         if self.is_dead {
@@ -97,13 +106,13 @@ impl Gate {
         if self.fault == Fault::Asleep {
             return Verdict::Done;
         }
+        self.last = process;
         self.steps += 1;
         self.syncs += u64::from(act == Act::Sync);
         let (step, sync) = (self.steps, self.syncs);
         let verdict = match self.fault {
             Fault::Kill(at) if step == at => {
-                self.is_dead = true;
-                kill(process);
+                self.shut();
                 Verdict::Refused(Errno::IO)
             }
             Fault::FailOnce(at) if step == at => Verdict::Refused(Errno::IO),

@@ -126,10 +126,24 @@ impl Trigger {
         state.gate.hit().is_some()
     }
 
-    /// Ends the wait for a hit.
+    /// Ends all waiting: the play is over.
     pub fn end(&self) {
         self.0.state().is_over = true;
         self.0.changed.notify_all();
+    }
+
+    /// Waits for the play's end; kills who plays if it takes longer than this, and returns false then.
+    pub fn end_within(&self, within: Duration) -> bool {
+        let waiting = |state: &mut State| !state.is_over;
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.0.state(), within, waiting);
+        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            state.gate.shut();
+        }
+        !timeout.timed_out()
     }
 }
 
@@ -218,8 +232,8 @@ impl Adapter {
         answer(reply, done);
     }
 
-    fn sync(&self, request: &Request, node: INodeNo, reply: ReplyEmpty) {
-        let what = |name: &str| format!("sync {name}");
+    fn sync(&self, request: &Request, node: INodeNo, kind: &str, reply: ReplyEmpty) {
+        let what = |name: &str| format!("sync {kind}{name}");
         let done = self.step(Act::Sync, request, node.0, what, |disk| disk.sync(node.0));
         answer(reply, done);
     }
@@ -431,11 +445,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync(request, ino, reply);
+        self.sync(request, ino, "", reply);
     }
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.sync(request, ino, reply);
+        self.sync(request, ino, "folder ", reply);
     }
 
     fn readdir(

@@ -14,8 +14,8 @@ fn visit(name: &str) -> Result<()> {
         let visit = campaign.visit(fault, way);
         visit.with_context(|| format!("{fault:?}, {way:?}"))?;
     }
-    for trial in [Trial::FailedSync, Trial::Full] {
-        for at in spread(trial.points(counted), 1) {
+    for (trial, points) in [(Trial::FailedSync, 3), (Trial::Full, 1)] {
+        for at in spread(trial.points(counted), points) {
             let (fault, way) = trial.faults(at)[0];
             let visit = campaign.visit(fault, way);
             visit.with_context(|| format!("{fault:?}"))?;

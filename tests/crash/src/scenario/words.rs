@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{Device, Outcome, tree, wait_for};
 use serde_json::Value;
 
@@ -82,14 +82,13 @@ pub(super) fn goes_on(stage: &mut Stage, ledger: &mut Ledger) -> Result<()> {
 /// Waits until a checkout that the daemon mounts again is there.
 pub(super) fn mounted(device: &Device) -> Result<PathBuf> {
     let folder = folder(device);
+    let mut said = Value::Null;
     wait_for("the mount to be back", || {
-        let status = device.status(IMAGE)?;
-        if let Some(problem) = status["problem"].as_str() {
-            bail!("the checkout says: {problem}");
-        }
+        said = device.status(IMAGE)?;
         let is_back = fs::read_dir(&folder).is_ok() && is_mounted(&folder);
         Ok(is_back.then_some(()))
-    })?;
+    })
+    .with_context(|| format!("{said}"))?;
     Ok(folder)
 }
 
