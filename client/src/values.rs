@@ -1,9 +1,9 @@
 //! Texts that people type, parsed at the door.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use img_types::{DeviceName, ImageName};
+pub(crate) use img_types::{parse_duration as duration, parse_size as size};
 
 use crate::failure::Failure;
 
@@ -23,36 +23,6 @@ pub(crate) fn new_branch(text: &str) -> Result<String, String> {
 /// Parses a device's name.
 pub(crate) fn device(text: &str) -> Result<DeviceName, String> {
     DeviceName::parse(text).map_err(|error| error.to_string())
-}
-
-/// Parses a duration such as `10m`, `3h` or `30d`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text)
-        .map_err(|_| "a duration looks like 10m, 3h or 30d".to_owned())?;
-    if parsed.is_zero() {
-        return Err("a duration is longer than nothing".to_owned());
-    }
-    Ok(parsed)
-}
-
-/// Parses a size such as `64K` or `20G`, in powers of 1024; a bare number is bytes.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
-    let unit = match &text[digits.len()..] {
-        "" => Some(1),
-        "K" => Some(1 << 10),
-        "M" => Some(1 << 20),
-        "G" => Some(1 << 30),
-        "T" => Some(1_u64 << 40),
-        _ => None,
-    };
-    let count = Some(digits)
-        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|digits| digits.parse::<u64>().ok());
-    count
-        .zip(unit)
-        .and_then(|(count, unit)| count.checked_mul(unit))
-        .ok_or_else(|| "a size looks like 64K, 512M or 20G".to_owned())
 }
 
 /// Checks the text that names a commit: a full id, a prefix of 6 or more digits, `head`, `head~2`.
@@ -169,41 +139,6 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 86_400)));
-        for bad in ["", "soon", "0s", "-3h", "3"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("64K", 65_536),
-            ("20G", 20 << 30),
-            ("2T", 2 << 40),
-        ] {
-            assert_eq!(size(text), Ok(bytes));
-        }
-        for bad in [
-            "",
-            "G",
-            "-1G",
-            "+1",
-            "1GK",
-            "20 G",
-            "20g",
-            "1.5G",
-            "99999999T",
-            "9€",
-        ] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn commits() {

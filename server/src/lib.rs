@@ -30,7 +30,7 @@ pub use folder::{Folder, FolderError, FolderLock};
 pub use home::{Places, StartError};
 pub use init::{DEFAULT_PORT, InitError, default_address, init, invite};
 pub use serve::Running;
-pub use size::{parse_size, show_size};
+pub use size::show_size;
 
 /// Random bytes from the operating system.
 fn random<const N: usize>() -> Result<[u8; N], RandomError> {

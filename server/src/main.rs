@@ -48,7 +48,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,
         /// How much devices may store here, such as 500G [default: what the disk has].
-        #[arg(long, value_name = "SIZE", value_parser = imghome::parse_size)]
+        #[arg(long, value_name = "SIZE", value_parser = img_types::parse_size)]
         max_stored: Option<u64>,
     },
     /// Print a new founding invite, while nobody has joined.

@@ -12,6 +12,7 @@ pub mod name;
 pub mod object;
 pub mod padding;
 pub mod time;
+pub mod units;
 
 pub use ids::{
     CheckoutId, CommitId, DaemonNonce, DeviceId, EntryId, HomeId, HomeKey, ImageId, Incarnation,
@@ -20,3 +21,4 @@ pub use ids::{
 pub use lease::{Epoch, Instance, KeyEpoch, LeaseMode, LogPosition, Seq, Token};
 pub use name::{DeviceName, ImageName, NameError};
 pub use time::{BootMillis, WallMillis};
+pub use units::{parse_duration, parse_size};
