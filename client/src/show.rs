@@ -1,6 +1,7 @@
 //! How answers look: tables and sentences for people, JSON for scripts.
 
 use std::io::Write;
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::HumanBytes;
@@ -147,6 +148,11 @@ pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
+/// A time of so many seconds for people.
+pub(crate) fn seconds(count: u64) -> String {
+    humantime::format_duration(Duration::from_secs(count)).to_string()
+}
+
 /// The first digits of an id.
 pub(crate) fn short(id: &str) -> &str {
     id.get(..10).unwrap_or(id)
@@ -215,6 +221,7 @@ mod tests {
         assert_eq!(time("soon"), "soon");
         assert_eq!(count(1, "entry", "entries"), "1 entry");
         assert_eq!(count(0, "entry", "entries"), "0 entries");
+        assert_eq!(seconds(320), "5m 20s");
         assert_eq!(short("0123456789abcdef"), "0123456789");
         assert_eq!(short_or_dash(None), "-");
     }

@@ -11,6 +11,7 @@ mod hydrate;
 mod lost;
 mod metadata;
 mod opening;
+mod pace;
 mod processes;
 mod recovery;
 mod rivals;
@@ -35,6 +36,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::commits::Trust;
+use crate::config::Checkpoints;
 use crate::error::{ApiError, Kind};
 use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
@@ -63,6 +65,8 @@ struct Shared {
     home: Arc<Home>,
     images: Images,
     state: State,
+    /// When checkpoints are taken without anybody asking.
+    pace: Checkpoints,
     events: Events,
     keeper: Keeper,
     clock: Clock,

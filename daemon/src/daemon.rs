@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 
 use crate::checkouts::Checkouts;
+use crate::config::Config;
 use crate::enrol::{self, Enrolment};
 use crate::error::{ApiError, Kind};
 use crate::events::{Events, Reporter};
@@ -20,11 +21,13 @@ use crate::home::Home;
 use crate::identity::Identity;
 use crate::images::Images;
 use crate::state::{HomePin, State};
+use crate::uplink::Uplink;
 
 /// One daemon.
 #[derive(Debug)]
 pub struct Daemon {
     state: State,
+    config: Config,
     socket: PathBuf,
     identity: Arc<Identity>,
     nonce: DaemonNonce,
@@ -51,11 +54,12 @@ impl Daemon {
     ///
     /// # Errors
     /// The folder is another daemon's, or damaged.
-    pub async fn start(state: State, socket: PathBuf) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(state: State, config: Config, socket: PathBuf) -> anyhow::Result<Arc<Self>> {
         let identity = Arc::new(Identity::load_or_create(&state.identity_dir())?);
         let mut nonce = [0; DaemonNonce::LEN];
         getrandom::fill(&mut nonce)?;
         let daemon = Arc::new(Self {
+            config,
             socket,
             identity,
             nonce: DaemonNonce::from_bytes(nonce),
@@ -185,6 +189,7 @@ impl Daemon {
             self.nonce,
             pin,
             cache.await??,
+            Uplink::new(self.config.link.clone()),
             self.events.clone(),
         )
         .await?;
@@ -193,6 +198,7 @@ impl Daemon {
             Arc::clone(&home),
             images.clone(),
             self.state.clone(),
+            self.config.checkpoints.clone(),
             self.events.clone(),
         )
         .await?;

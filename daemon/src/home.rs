@@ -31,6 +31,7 @@ use crate::events::Events;
 use crate::identity::{Identity, Keys};
 use crate::objects::{Arrival, Objects, Remote, Trouble};
 use crate::state::{HomePin, JournaledRequest, State, StateError};
+use crate::uplink::Uplink;
 
 pub use forward::{Forwarded, Given};
 pub use restored::{BackInTime, Loss, Place};
@@ -90,6 +91,7 @@ pub struct Home {
     link: Link,
     core: Arc<Core>,
     objects: Arc<Objects>,
+    uplink: Uplink,
     awaited: Mutex<HashSet<RequestId>>,
     /// When it last answered.
     heard: Mutex<Instant>,
@@ -120,6 +122,7 @@ impl Home {
         nonce: DaemonNonce,
         pin: HomePin,
         cache: Cache,
+        uplink: Uplink,
         events: Events,
     ) -> Result<Arc<Self>, OpenError> {
         let entries = state.with(|db| db.roster()).await?;
@@ -156,6 +159,7 @@ impl Home {
             link,
             core,
             objects,
+            uplink,
             awaited: Mutex::default(),
             heard: Mutex::new(Instant::now()),
         }))
@@ -367,6 +371,11 @@ impl Home {
     pub fn is_void(&self, token: &Token) -> bool {
         self.seen()
             .is_some_and(|seen| seen.incarnation != token.incarnation)
+    }
+
+    /// What uploads may take of the connection.
+    pub fn uplink(&self) -> &Uplink {
+        &self.uplink
     }
 
     /// Whether the home answers now.

@@ -5,10 +5,12 @@
 
 pub mod acl;
 pub mod arena;
+pub mod background;
 pub mod block;
 pub mod branch;
 pub mod checkouts;
 pub mod commits;
+pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod diff;
@@ -29,3 +31,4 @@ pub mod seal;
 pub mod state;
 pub mod stream;
 pub mod tree;
+pub mod uplink;

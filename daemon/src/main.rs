@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use imgd::config::Config;
 use imgd::control;
 use imgd::daemon::Daemon;
 use imgd::state::State;
@@ -24,6 +25,9 @@ struct Arguments {
     /// Socket of the control API [default: in the named state folder, else $XDG_RUNTIME_DIR/imgd.sock]
     #[arg(long, env = "IMGD_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Upload at most so many bytes per second, such as 2M; overrides config.toml
+    #[arg(long, value_name = "RATE", value_parser = imgd::config::parse_rate)]
+    up: Option<u64>,
     /// Write the log to imgd.log in the state folder instead of standard error
     #[arg(long)]
     log: bool,
@@ -65,6 +69,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let state_dir = arguments.state_dir()?;
     let state = State::open(&state_dir)
         .with_context(|| format!("the state folder {}", state_dir.display()))?;
+    let mut config = Config::read(&state_dir)?;
+    config.link.up = arguments.up.or(config.link.up);
     let socket = arguments
         .socket
         .unwrap_or_else(|| control::default_path(&state_dir, named));
@@ -73,8 +79,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("the socket {}", socket.display()))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let daemon = Daemon::start(state, socket.clone()).await?;
+    let daemon = Daemon::start(state, config.clone(), socket.clone()).await?;
     tracing::info!(state = %state_dir.display(), socket = %socket.display(), "imgd serves");
+    let (checkpoints, link) = (&config.checkpoints, &config.link);
+    tracing::info!(
+        interval = %checkpoints.interval,
+        commit = %checkpoints.commit,
+        up = link.up,
+        pause_on_metered = link.pause_on_metered,
+        "as configured"
+    );
     let serving = axum::serve(listener, control::router(daemon.clone()));
     tokio::select! {
         served = serving => served?,

@@ -20,6 +20,8 @@ mod patches;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use img_index::{ApplyError, Boundary, Gap, Inode, ReadError};
 use img_overlay::plan;
@@ -29,6 +31,7 @@ use img_types::bytes::DecodeError;
 use img_types::{CheckoutId, ObjectId};
 use tokio::runtime::Handle;
 
+use crate::background;
 use crate::objects::{FetchError, Objects};
 use crate::tree::Closed;
 
@@ -48,6 +51,8 @@ pub struct SealedRoot {
     pub logical_bytes: u64,
     /// How many files the image has, directories not counted.
     pub files: u64,
+    /// Time of a core that this seal took.
+    pub core_time: Duration,
 }
 
 /// Says why a generation is not sealed. It stays as it is, and the seal can be repeated.
@@ -102,8 +107,9 @@ pub async fn seal_generation(
         boundary: *boundary,
         checkout,
         runtime: Handle::current(),
+        core_us: AtomicU64::new(0),
     };
-    match tokio::task::spawn_blocking(move || sealing.run()).await {
+    match background::run(move || sealing.run()).await {
         Ok(outcome) => outcome,
         Err(_) => Err(SealError::Ending),
     }
@@ -116,6 +122,8 @@ struct Sealing {
     boundary: Boundary,
     checkout: CheckoutId,
     runtime: Handle,
+    /// Microseconds of cores that threads beside the first one took.
+    core_us: AtomicU64,
 }
 
 /// How much a seal has made.
@@ -134,6 +142,15 @@ impl Made {
 
 impl Sealing {
     fn run(&mut self) -> Result<SealedRoot, SealError> {
+        let before = background::core_time();
+        let mut sealed = self.repair_and_seal()?;
+        let others = Duration::from_micros(self.core_us.load(Ordering::Relaxed));
+        sealed.core_time = background::core_time().saturating_sub(before) + others;
+        Ok(sealed)
+    }
+
+    /// Seals; where parts of the root below are lost, over a root without them.
+    fn repair_and_seal(&mut self) -> Result<SealedRoot, SealError> {
         let sound = self.closed.base;
         let mut lost = BTreeSet::new();
         loop {
@@ -191,6 +208,7 @@ impl Sealing {
             objects: made.objects,
             logical_bytes: facts.logical_bytes,
             files: facts.files,
+            core_time: Duration::ZERO,
         })
     }
 

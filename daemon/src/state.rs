@@ -172,11 +172,12 @@ impl Database {
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
-            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5],
-            2 => &[FROM_2, FROM_3, FROM_4, FROM_5],
-            3 => &[FROM_3, FROM_4, FROM_5],
-            4 => &[FROM_4, FROM_5],
-            5 => &[FROM_5],
+            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6],
+            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6],
+            3 => &[FROM_3, FROM_4, FROM_5, FROM_6],
+            4 => &[FROM_4, FROM_5, FROM_6],
+            5 => &[FROM_5, FROM_6],
+            6 => &[FROM_6],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -199,7 +200,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -249,6 +250,11 @@ CREATE TABLE checkpoint_roots (
     checkpoint BLOB PRIMARY KEY REFERENCES checkpoints (checkpoint) ON DELETE CASCADE,
     root BLOB NOT NULL
 ) STRICT;
+";
+
+/// What version 7 has that version 6 had not.
+const FROM_6: &str = "
+ALTER TABLE checkpoints ADD COLUMN automatic INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// What version 3 has.

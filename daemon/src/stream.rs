@@ -25,6 +25,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -35,12 +36,14 @@ use img_records::SignedReceipt;
 use img_store::StoreError;
 use img_types::{CheckoutId, ImageId, ObjectId, Token, UploadId};
 
+use crate::background;
 use crate::commits::{OpenCommit, RecordError};
 use crate::events::{Phase, Reporter};
 use crate::home::{CallError, Home};
 use crate::keeper::{Keeper, KeeperError};
 use crate::objects::Objects;
 use crate::state::{PendingCommit, State, StateError};
+use crate::uplink::Hurry;
 
 pub use commit::{Draft, deliver};
 pub use import::{IN_FLIGHT_BYTES, ImportUpload, UploadStopped};
@@ -56,6 +59,8 @@ pub struct Sent {
     pub objects: u64,
     /// Their stored bytes.
     pub bytes: u64,
+    /// How long the connection was used for them.
+    pub busy: Duration,
 }
 
 /// Why sealed work is not at the home, or is no commit.
@@ -111,6 +116,7 @@ pub struct Uploader {
     state: State,
     keeper: Keeper,
     checkout: CheckoutId,
+    hurry: Option<Hurry>,
 }
 
 impl Uploader {
@@ -121,7 +127,15 @@ impl Uploader {
             state,
             keeper,
             checkout,
+            hurry: None,
         }
+    }
+
+    /// Uploads what nobody waits for, until somebody is in a hurry; nothing changes nothing.
+    #[must_use]
+    pub fn patiently(mut self, hurry: Option<Hurry>) -> Self {
+        self.hurry = hurry;
+        self
     }
 
     /// Brings home what the outbox holds of a root. Waits out an absent home; can be dropped and begun
@@ -424,6 +438,7 @@ impl Uploader {
             reporter,
         };
         Session::new(&self.home, self.checkout, &plan, &outbox, reporter)
+            .patiently(self.hurry.as_ref())
             .run()
             .await
     }
@@ -440,9 +455,11 @@ impl Uploader {
 }
 
 impl Sent {
-    fn add(&mut self, more: Self) {
+    /// Adds what was sent for the same thing.
+    pub fn add(&mut self, more: Self) {
         self.objects += more.objects;
         self.bytes += more.bytes;
+        self.busy += more.busy;
     }
 }
 
@@ -475,7 +492,7 @@ impl Source for Outbox<'_> {
     fn bytes(&self, id: ObjectId) -> BoxFuture<'_, Option<Bytes>> {
         let objects = Arc::clone(&self.objects);
         async move {
-            let read = tokio::task::spawn_blocking(move || objects.object_bytes(&id));
+            let read = background::run(move || objects.object_bytes(&id));
             read.await.ok().flatten()
         }
         .boxed()

@@ -18,6 +18,8 @@ struct Commit {
     kind: String,
     home: bool,
     #[serde(default)]
+    automatic: Option<bool>,
+    #[serde(default)]
     stale: bool,
     #[serde(default)]
     branches: Vec<Named>,
@@ -92,10 +94,14 @@ fn render(commits: &Value) -> Result<String, serde_json::Error> {
         drawn.push(lines);
     }
     let rows = commits.into_iter().map(|commit| {
+        let kind = match commit.automatic {
+            Some(true) => format!("{}, automatic", commit.kind),
+            Some(false) | None => commit.kind,
+        };
         let note = match (commit.home, commit.seq) {
-            (false, _) => format!("{}, only here", commit.kind),
-            (true, None) => format!("{}, staged", commit.kind),
-            (true, Some(_)) => commit.kind,
+            (false, _) => format!("{kind}, only here"),
+            (true, None) => format!("{kind}, staged"),
+            (true, Some(_)) => kind,
         };
         [
             commit.seq.map_or("-".to_owned(), |seq| seq.to_string()),
@@ -159,7 +165,7 @@ mod tests {
     fn what_is_not_in_the_history_yet_is_marked() {
         let log = json!([
             {"commit": "cc".repeat(32), "seq": null, "device": "laptop", "time": "2026-11-21T12:00:00Z",
-             "message": "", "kind": "checkpoint", "home": false},
+             "message": "", "kind": "checkpoint", "automatic": true, "home": false},
             {"commit": "dd".repeat(32), "seq": null, "device": "desktop", "time": "2026-11-21T11:30:00Z",
              "message": "", "kind": "checkpoint", "home": true},
             {"commit": "ab".repeat(32), "seq": 0, "device": "laptop", "time": "2026-11-21T11:00:00Z",
@@ -167,7 +173,10 @@ mod tests {
         ]);
         let text = render(&log).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[1].contains("cccccccccc") && lines[1].contains("checkpoint, only here"));
+        assert!(
+            lines[1].contains("cccccccccc")
+                && lines[1].contains("checkpoint, automatic, only here")
+        );
         assert!(lines[2].contains("dddddddddd") && lines[2].contains("checkpoint, staged"));
         assert!(lines[3].starts_with("0") && lines[3].ends_with("first"));
         assert_eq!(lines.len(), 4);

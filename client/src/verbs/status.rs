@@ -30,6 +30,8 @@ struct Status {
     image_deleted: bool,
     dirty_bytes: u64,
     checkpoints_local: u64,
+    #[serde(default)]
+    checkpoints: Option<Checkpoints>,
     durable_local: Option<String>,
     durable_home: Option<String>,
     fetched_bytes: u64,
@@ -40,6 +42,15 @@ struct Status {
     problem: Option<String>,
     #[serde(default)]
     hint: Option<String>,
+}
+
+/// Checkpoints that nobody asks for.
+#[derive(Debug, Deserialize)]
+struct Checkpoints {
+    interval_s: Option<u64>,
+    next_in_s: Option<u64>,
+    policy: Option<String>,
+    waits_for: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,15 +79,30 @@ pub(super) async fn status(
         if let Some(dir) = status["dir"].as_str() {
             path = values::folder_resource(dir);
         }
-        if shown.as_ref() != Some(&status) {
+        let lasting = without_countdown(status.clone());
+        if shown.as_ref() != Some(&lasting) {
             session.output.answer(&status, render)?;
-            shown = Some(status);
+            shown = Some(lasting);
         }
         if !watch {
             return Ok(());
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
+}
+
+/// A status without what changes although nothing happens.
+fn without_countdown(mut status: Value) -> Value {
+    let rows = match &mut status {
+        Value::Array(rows) => rows.as_mut_slice(),
+        row => std::slice::from_mut(row),
+    };
+    for row in rows {
+        if let Some(automatic) = row["checkpoints"].as_object_mut() {
+            automatic.remove("next_in_s");
+        }
+    }
+    status
 }
 
 fn render(answer: &Value) -> Result<String, serde_json::Error> {
@@ -136,6 +162,11 @@ fn render_one(status: &Status) -> String {
             format!("{} not home yet", status.checkpoints_local),
         );
     }
+    if let Some(automatic) = &status.checkpoints
+        && let Some(said) = automatic.say()
+    {
+        line("automatic", said);
+    }
     line(
         "durable local",
         show::short_or_dash(status.durable_local.as_deref()),
@@ -163,6 +194,10 @@ fn render_one(status: &Status) -> String {
             line(label, format!("{}{total}", show::bytes(moving.done_bytes)));
         }
     }
+    let automatic = status.checkpoints.as_ref();
+    if let Some(what) = automatic.and_then(|automatic| automatic.waits_for.as_ref()) {
+        line("waits for", what.clone());
+    }
     if status.releasing {
         line("releasing", "as soon as the home can be reached".to_owned());
     }
@@ -173,6 +208,24 @@ fn render_one(status: &Status) -> String {
         line("", hint.clone());
     }
     text.trim_end().to_owned()
+}
+
+impl Checkpoints {
+    /// When they are taken and what becomes of them; nothing where none are.
+    fn say(&self) -> Option<String> {
+        let (interval, next) = (self.interval_s?, self.next_in_s?);
+        let becomes = match self.policy.as_deref() {
+            Some("every") => "committed".to_owned(),
+            Some("hand") => "committed by hand".to_owned(),
+            Some(time) => format!("committed every {time}"),
+            None => "taken".to_owned(),
+        };
+        Some(format!(
+            "a checkpoint every {}, the next in {}, {becomes}",
+            show::seconds(interval),
+            show::seconds(next)
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +252,18 @@ mod tests {
         assert!(text.contains("  durable local bbbbbbbbbb\n"));
         assert!(text.contains("streaming     1.00 KiB of 2.00 KiB"));
         assert!(!text.contains("problem") && !text.contains("head  "));
+        assert!(!text.contains("automatic") && !text.contains("waits for"));
+        let mut paced = status.clone();
+        paced["checkpoints"] = json!({"interval_s": 300, "next_in_s": 42, "last": null, "policy": "every", "waits_for": "the home"});
+        let text = render(&paced).unwrap();
+        assert!(
+            text.contains("  automatic     a checkpoint every 5m, the next in 42s, committed\n")
+                && text.contains("  waits for     the home"),
+            "{text}"
+        );
+        let mut later = paced.clone();
+        later["checkpoints"]["next_in_s"] = json!(41);
+        assert_eq!(without_countdown(later), without_countdown(paced));
         let mut lost = status.clone();
         lost["state"] = json!("orphan");
         lost["lease"] = Value::Null;

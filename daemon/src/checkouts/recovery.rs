@@ -14,6 +14,7 @@ use super::opening::{begin, label, tree_config};
 use super::worker::Beginning;
 use super::{Checkouts, Shared, deletion, metadata};
 use crate::commits::{OpenCommit, OpenDescriptor};
+use crate::config::Checkpoints;
 use crate::events::{Events, Phase, Reporter};
 use crate::home::Home;
 use crate::images::Images;
@@ -33,6 +34,7 @@ impl Checkouts {
         home: Arc<Home>,
         images: Images,
         state: State,
+        pace: Checkpoints,
         events: Events,
     ) -> anyhow::Result<Arc<Self>> {
         let rows = state.with(|db| db.checkouts()).await?;
@@ -56,6 +58,7 @@ impl Checkouts {
             home,
             images,
             state,
+            pace,
             events,
             keeper,
             clock: Clock::new(),

@@ -25,6 +25,7 @@ use super::worker::{Beginning, Command, Worker};
 use super::{Checkout, Shared, lock};
 use crate::branch::BranchDraft;
 use crate::commits::{OpenCommit, OpenDescriptor};
+use crate::config::Checkpoints;
 use crate::events::{Phase, Reporter};
 use crate::images::{Image, Images};
 use crate::keeper::Clock;
@@ -52,6 +53,7 @@ impl Scene {
             home: Arc::clone(&device.home),
             images: Images::new(Arc::clone(&device.home), device.state.clone()),
             state: device.state.clone(),
+            pace: Checkpoints::default(),
             events: device.events.clone(),
             keeper: device.keeper.clone(),
             clock: Clock::new(),

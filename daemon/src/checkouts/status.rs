@@ -3,7 +3,9 @@
 use img_lease::holder::{Holder, Kind};
 use img_types::{CommitId, ImageId};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use super::worker::AutomaticView;
 use super::{Checkout, Checkouts, work};
 use crate::error::{self, ApiError};
 use crate::events::{Phase, time};
@@ -34,6 +36,8 @@ pub(super) struct View {
     pub(super) unsealed: Option<ApiError>,
     /// What does not go on, and why.
     pub(super) problem: Option<String>,
+    /// Checkpoints that nobody asks for.
+    pub(super) automatic: AutomaticView,
 }
 
 /// A checkpoint as who asked for it hears of it.
@@ -67,6 +71,21 @@ impl Cut {
     }
 }
 
+impl AutomaticView {
+    fn to_json(&self, waits_for: Option<&String>) -> Value {
+        let next = self
+            .next
+            .map(|next| next.saturating_duration_since(Instant::now()));
+        json!({
+            "interval_s": self.interval.map(|interval| interval.as_secs()),
+            "next_in_s": next.map(|next| next.as_secs()),
+            "last": self.last.map(time),
+            "policy": self.policy.map(|policy| policy.to_string()),
+            "waits_for": waits_for,
+        })
+    }
+}
+
 impl Checkout {
     /// The checkout's status.
     pub fn to_json(&self) -> Value {
@@ -93,6 +112,8 @@ impl Checkout {
             .hydration
             .now()
             .map(|done_bytes| json!({ "done_bytes": done_bytes, "total_bytes": null }));
+        let waits_for = progress.waits_for.as_ref().filter(|_| view.streaming);
+        let automatic = view.automatic.to_json(waits_for);
         let newest = view.checkpoints.last();
         let durable_local = newest
             .map(|row| data_encoding::HEXLOWER.encode(&row.checkpoint))
@@ -117,6 +138,7 @@ impl Checkout {
             "changed": self.is_changed(),
             "image_deleted": self.shared.is_gone(self.image()),
             "checkpoints_local": view.checkpoints.len(),
+            "checkpoints": automatic,
             "durable_local": durable_local,
             "durable_home": view.base,
             "staged": view.staged,

@@ -25,6 +25,7 @@ use crate::objects::{FetchError, Objects};
 use crate::seal::{SealError, SealedRoot, seal_generation};
 use crate::stream::{Draft, Sent, Settled, UploadError};
 use crate::tree::{Closed, Tree};
+use crate::uplink::Hurry;
 
 /// Why a generation is not a root yet.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,8 @@ pub(super) struct CommitJob {
     pub(super) root: Reference,
     pub(super) generation_max: u64,
     pub(super) sealed_bytes: u64,
+    /// Set where nobody waits for it.
+    pub(super) hurry: Option<Hurry>,
     pub(super) request: CommitRequest,
     pub(super) reporter: Reporter,
 }
@@ -97,6 +100,7 @@ impl CommitJob {
     pub(super) async fn run(self) -> Result<Settled, CommitError> {
         let shared = Arc::clone(&self.shared);
         let uploader = shared.uploader(self.checkout);
+        let uploader = uploader.patiently(self.hurry.clone());
         let (files, logical_bytes) = totals(&shared.home, self.root).await?;
         let late = self.is_late().map_err(CommitError::Forbidden)?;
         let _claim = late.and_then(|_| Claim::checkout(&shared, self.checkout));
@@ -120,7 +124,10 @@ impl CommitJob {
             base: self.base.clone(),
             root: self.root,
             message: self.request.message.clone(),
-            kind: CommitKind::Commit,
+            kind: match self.request.automatic {
+                true => CommitKind::Checkpoint,
+                false => CommitKind::Commit,
+            },
             logical_bytes,
             files,
             sealed_bytes: self.sealed_bytes,
@@ -152,8 +159,7 @@ impl CommitJob {
                 tracing::warn!(%error, "a lease is given back after a restart");
             }
         }
-        settled.sent.objects += sent_before.objects;
-        settled.sent.bytes += sent_before.bytes;
+        settled.sent.add(sent_before);
         Ok(settled)
     }
 

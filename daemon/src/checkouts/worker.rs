@@ -11,6 +11,7 @@
 //! checkpoints go on while a slow link is busy.
 
 mod adopt;
+mod automatic;
 mod commit;
 mod cuts;
 mod ending;
@@ -45,9 +46,11 @@ use crate::home::CallError;
 use crate::mount::{MountConfig, Mounted};
 use crate::seal::{SealError, SealedRoot};
 use crate::state::{CheckpointRow, Stage, WishRow};
-use crate::stream::{Settled, UploadError};
+use crate::stream::{Sent, Settled, UploadError};
 use crate::tree::Tree;
 
+use automatic::Automatic;
+pub(super) use automatic::AutomaticView;
 use commit::Pause;
 use cuts::WaitingCut;
 pub(super) use ending::remove;
@@ -119,6 +122,7 @@ pub(super) struct Worker {
     /// Set while what streams is a staging.
     staging: Option<Staging>,
     stage_again: Option<Instant>,
+    automatic: Automatic,
     release_waiters: Vec<oneshot::Sender<Result<Value, ApiError>>>,
     /// Set while a release does not know whether it goes on.
     looking: Option<Looking>,
@@ -148,10 +152,22 @@ enum Arrived {
     Commit(Box<Settled>),
     /// As the first commit of a branch.
     Branch(Box<Branched>),
-    /// Beside the head.
-    Staged(CommitId),
+    /// Beside the head, with what had to be sent for it.
+    Staged(CommitId, Sent),
     /// Not: parts are lost, and have been taken out of the checkout.
     LeftOut(Vec<LeftOut>),
+}
+
+impl Arrived {
+    /// How long the connection was used for it.
+    fn busy(&self) -> std::time::Duration {
+        match self {
+            Self::Commit(settled) => settled.sent.busy,
+            Self::Branch(branched) => branched.sent.busy,
+            Self::Staged(_, sent) => sent.busy,
+            Self::LeftOut(_) => std::time::Duration::ZERO,
+        }
+    }
 }
 
 /// A question to the home, what became of a lease that was lost during a release.
@@ -176,6 +192,7 @@ enum Happened {
     SaidFarewell(Result<(), CallError>),
     Looked(ApiError),
     GenerationClosed,
+    Due,
     Unmounted,
     Ticked,
 }
@@ -200,6 +217,11 @@ impl Worker {
     pub(super) fn new(beginning: Beginning) -> (Self, watch::Receiver<View>) {
         let (view, shown) = watch::channel(View::default());
         let row = beginning.row;
+        let automatic = Automatic::new(
+            beginning.shared.pace.clone(),
+            &beginning.checkpoints,
+            &beginning.wishes,
+        );
         let mut worker = Self {
             shared: beginning.shared,
             checkout: row.checkout,
@@ -228,6 +250,7 @@ impl Worker {
             stage_upto: None,
             staging: None,
             stage_again: None,
+            automatic,
             release_waiters: Vec::new(),
             looking: None,
             sealing: None,
@@ -314,6 +337,7 @@ impl Worker {
             }
             streamed = joined(&mut self.streaming, || UploadError::Interrupted.into()) => {
                 self.streaming = None;
+                self.count_stream(&streamed);
                 match (self.staging.take(), streamed) {
                     (Some(_), Err(error)) => Happened::NotStaged(error),
                     (_, streamed) => Happened::Streamed(streamed),
@@ -331,6 +355,7 @@ impl Worker {
                 self.paused = None;
                 Happened::Ticked
             }
+            () = Automatic::due(self.automatic.wake()) => Happened::Due,
             () = closed(self.tree.as_ref()) => Happened::GenerationClosed,
             () = unmounted(self.mounted.as_ref()) => Happened::Unmounted,
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
@@ -357,6 +382,7 @@ impl Worker {
             Happened::Commanded(Some(command)) => self.obey(command),
             Happened::Sealed(Ok(Some((generation, sealed)))) => {
                 self.sealed_upto = generation.0;
+                self.automatic.pace.spend(sealed.core_time);
                 self.roots
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
                 self.keep_checkpoint_root(generation.0, sealed.root);
@@ -385,7 +411,7 @@ impl Worker {
             Happened::Streamed(Ok(Some((generation_max, Arrived::Branch(branched))))) => {
                 self.branched(generation_max, *branched).await;
             }
-            Happened::Streamed(Ok(Some((generation, Arrived::Staged(commit))))) => {
+            Happened::Streamed(Ok(Some((generation, Arrived::Staged(commit, _))))) => {
                 self.staged(generation, commit);
             }
             Happened::Streamed(Ok(Some((generation_max, Arrived::LeftOut(left_out))))) => {
@@ -406,7 +432,7 @@ impl Worker {
             }
             Happened::Looked(error) => self.looked(error),
             Happened::Unmounted => self.unmounted_by_others(),
-            Happened::GenerationClosed => {}
+            Happened::GenerationClosed | Happened::Due => {}
             Happened::Ticked => self.notice_absence(),
         }
         Flow::GoOn
@@ -450,6 +476,7 @@ impl Worker {
 
     /// Starts what can go on.
     async fn advance(&mut self) {
+        self.start_automatic();
         if self.sealing.is_none()
             && self.seal_again.is_none()
             && self.stage != Stage::Discarding

@@ -174,6 +174,7 @@ pub(super) async fn commit(
             keep: request.keep,
             branch: branch.map(|name| name.to_string()),
             partial: request.partial,
+            automatic: false,
             onto: None,
         };
         checkout.commit(request, wait).await

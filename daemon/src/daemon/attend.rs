@@ -220,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::checkouts::Checkouts;
+    use crate::config;
     use crate::images::Images;
     use crate::stream::Draft;
     use crate::stream::fake::{CHECKOUT, Device, FakeHome, IMAGE};
@@ -263,6 +264,7 @@ mod tests {
             Arc::clone(&device.home),
             images.clone(),
             state.clone(),
+            config::Checkpoints::default(),
             device.events.clone(),
         );
         let member = Member {

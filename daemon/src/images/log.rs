@@ -72,6 +72,8 @@ impl Images {
                     // It has none before it is the head.
                     row["seq"] = Value::Null;
                     row["kind"] = json!(kind(CommitKind::Checkpoint));
+                    // A person's is staged in the same way.
+                    row["automatic"] = Value::Null;
                     beside.push((staged.record().clock, row));
                 }
                 // Nobody takes it for history, and the rest of the log is as good without it.
@@ -103,6 +105,7 @@ impl Images {
             "home": false,
             "dir": checkpoint.dir.display().to_string(),
             "dirty_bytes": row.dirty_bytes,
+            "automatic": row.automatic,
         })
     }
 
@@ -121,6 +124,7 @@ impl Images {
             "time": time(record.clock),
             "message": commit.private.message,
             "kind": kind(commit.private.kind),
+            "automatic": commit.private.kind == CommitKind::Checkpoint,
             "home": home,
             "logical_bytes": commit.private.logical_bytes,
             "files": commit.private.files,

@@ -12,6 +12,7 @@ use super::blocks::{Base, Job, Outcome};
 use super::facts::{LOOK_UPS_MAX, attributes, is_small};
 use super::patches::{Packer, Waiting};
 use super::{Made, SealError, Sealing};
+use crate::background;
 
 /// A file whose data changes.
 struct File<'a> {
@@ -271,7 +272,15 @@ impl Batch<'_> {
             let threads: Vec<_> = rest
                 .iter_mut()
                 .take(others)
-                .map(|sealer| scope.spawn(|| work(sealer)))
+                .map(|sealer| {
+                    scope.spawn(|| {
+                        let done = work(sealer);
+                        let spent = background::core_time().as_micros();
+                        let spent = u64::try_from(spent).unwrap_or(u64::MAX);
+                        sealing.core_us.fetch_add(spent, Ordering::Relaxed);
+                        done
+                    })
+                })
                 .collect();
             let mut done: Vec<_> = first.iter_mut().flat_map(work).collect();
             for thread in threads {

@@ -74,6 +74,8 @@ pub struct CheckpointRow {
     pub dirty_bytes: u64,
     /// What the person said about it.
     pub message: String,
+    /// Whether nobody asked for it.
+    pub automatic: bool,
 }
 
 /// A checkout that has ended, for whoever asks for its end again.
@@ -307,7 +309,7 @@ impl Database {
     /// The database failed.
     pub fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<(), StateError> {
         self.sql.execute(
-            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, automatic) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 row.checkpoint,
                 row.checkout.as_bytes(),
@@ -316,8 +318,23 @@ impl Database {
                 row.freeze_us,
                 row.dirty_bytes,
                 row.message,
+                row.automatic,
             ],
         )?;
+        Ok(())
+    }
+
+    /// Forgets checkpoints, with their roots.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn forget_checkpoints(&mut self, checkpoints: &[[u8; 32]]) -> Result<(), StateError> {
+        let transaction = self.sql.transaction()?;
+        for checkpoint in checkpoints {
+            let id = params![checkpoint];
+            transaction.execute("DELETE FROM checkpoints WHERE checkpoint = ?1", id)?;
+        }
+        transaction.commit()?;
         Ok(())
     }
 
@@ -327,7 +344,7 @@ impl Database {
     /// The database failed.
     pub fn checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
         let mut statement = self.sql.prepare(
-            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message FROM checkpoints WHERE checkout = ?1 ORDER BY number",
+            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, automatic FROM checkpoints WHERE checkout = ?1 ORDER BY number",
         )?;
         let rows = statement.query_map(params![checkout.as_bytes()], |row| {
             Ok(CheckpointRow {
@@ -338,6 +355,7 @@ impl Database {
                 freeze_us: row.get(3)?,
                 dirty_bytes: row.get(4)?,
                 message: row.get(5)?,
+                automatic: row.get(6)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -46,6 +46,7 @@ fn checkpoint(number: u8) -> CheckpointRow {
         freeze_us: 2,
         dirty_bytes: 3,
         message: "cut".into(),
+        automatic: number.is_multiple_of(2),
     }
 }
 
@@ -360,7 +361,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
+    let back = "ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -370,7 +371,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+    let back = r#"ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);

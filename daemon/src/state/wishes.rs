@@ -44,6 +44,8 @@ pub struct CommitRequest {
     pub branch: Option<String>,
     /// The branch leaves out what is lost here and at home.
     pub partial: bool,
+    /// Nobody asked for it.
+    pub automatic: bool,
     /// The commit that the branch continues, of another branch with this checkout's work; else the base.
     pub onto: Option<(ImageId, CommitId)>,
 }

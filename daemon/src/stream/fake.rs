@@ -25,6 +25,7 @@ use crate::home::Home;
 use crate::identity::Identity;
 use crate::keeper::{self, Clock, Keeper, Label};
 use crate::state::{CheckoutRow, HomePin, Stage, State};
+use crate::uplink::Uplink;
 
 pub(crate) const IMAGE: ImageId = ImageId::from_bytes([0xaa; 32]);
 pub(crate) const CHECKOUT: CheckoutId = CheckoutId::from_bytes([0xcc; 32]);
@@ -516,9 +517,17 @@ impl Device {
         let cache = Cache::open(&state.objects_dir(), 1 << 30).unwrap();
         let events = Events::new();
         let nonce = DaemonNonce::from_bytes([nonce; 32]);
-        let home = Home::open(&state, identity, nonce, pin, cache, events.clone())
-            .await
-            .unwrap();
+        let home = Home::open(
+            &state,
+            identity,
+            nonce,
+            pin,
+            cache,
+            Uplink::default(),
+            events.clone(),
+        )
+        .await
+        .unwrap();
         let kept: Vec<_> = state
             .now(|db| db.checkouts())
             .unwrap()

@@ -15,12 +15,13 @@ use futures_util::stream;
 use img_proto::{Answer, Call, Refusal};
 use img_types::{CheckoutId, ObjectId, UploadId};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::plan::{Next, Unfitting, UploadPlan};
 use super::{Lost, Sent, UploadError};
 use crate::events::Reporter;
 use crate::home::{CallError, Home};
+use crate::uplink::Hurry;
 
 /// Where an upload's objects are.
 pub(super) trait Source: Send + Sync {
@@ -69,8 +70,11 @@ pub(super) struct Session<'a> {
     source: &'a dyn Source,
     /// Told only what the upload waits for.
     reporter: &'a Reporter,
+    /// Set where nobody waits for it.
+    hurry: Option<&'a Hurry>,
     objects: AtomicU64,
     bytes: AtomicU64,
+    busy_us: AtomicU64,
 }
 
 impl<'a> Session<'a> {
@@ -87,9 +91,17 @@ impl<'a> Session<'a> {
             plan,
             source,
             reporter,
+            hurry: None,
             objects: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            busy_us: AtomicU64::new(0),
         }
+    }
+
+    /// Waits for a better connection where that is wanted, until somebody is in a hurry.
+    pub(super) fn patiently(mut self, hurry: Option<&'a Hurry>) -> Self {
+        self.hurry = hurry;
+        self
     }
 
     /// Runs until the plan is closed and done, however often the connection is lost meanwhile. May be
@@ -159,7 +171,13 @@ impl<'a> Session<'a> {
         loop {
             let (absent, over) = self.plan.look(|plan| (plan.has_absent(), plan.all_asked()));
             if absent {
-                self.push_once(upload).await?;
+                let uplink = self.home.uplink();
+                uplink.wait_while_held(self.hurry, self.reporter).await;
+                let begun = Instant::now();
+                let pushed = self.push_once(upload).await;
+                let busy_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.busy_us.fetch_add(busy_us, Ordering::Relaxed);
+                pushed?;
             } else if over {
                 return Ok(());
             } else {
@@ -206,11 +224,18 @@ impl<'a> Session<'a> {
         lost: &'s Mutex<Option<ObjectId>>,
     ) -> impl Stream<Item = Bytes> + Send + 's {
         stream::unfold((), move |()| async move {
+            let uplink = self.home.uplink();
+            // The home need not wait for what is held; another push goes on.
+            if uplink.holds_back(self.hurry).await {
+                return None;
+            }
             loop {
                 match self.plan.look(UploadPlan::take_next) {
                     Next::Send(id) => {
                         let bytes = self.source.bytes(id).await;
-                        if bytes.is_none() {
+                        if let Some(bytes) = &bytes {
+                            uplink.let_through(bytes.len() as u64).await;
+                        } else {
                             *lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
                         }
                         return bytes.map(|bytes| (bytes, ()));
@@ -229,6 +254,7 @@ impl<'a> Session<'a> {
         Sent {
             objects: self.objects.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
+            busy: Duration::from_micros(self.busy_us.load(Ordering::Relaxed)),
         }
     }
 }

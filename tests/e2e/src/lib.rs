@@ -236,8 +236,19 @@ impl Device {
             name: name.to_owned(),
             process: None,
         };
+        // What a test looks at is not to change by itself.
+        device.configure("[checkpoints]\ninterval = \"off\"\n")?;
         device.restart()?;
         Ok(device)
+    }
+
+    /// Writes the daemon's configuration, for its next start.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn configure(&self, config: &str) -> Result<()> {
+        std::fs::create_dir_all(self.state())?;
+        Ok(std::fs::write(self.state().join("config.toml"), config)?)
     }
 
     /// The device's name.
@@ -274,6 +285,15 @@ impl Device {
     /// It does not answer.
     pub fn restart(&mut self) -> Result<()> {
         self.start_as(Program::new("imgd")?)
+    }
+
+    /// Starts the daemon again with these arguments too.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
+        let program = Program::new("imgd")?;
+        self.start_as(program.args(arguments.iter().copied()))
     }
 
     /// Starts the daemon again as after a sleep of so many seconds: the clock that runs meanwhile has moved on.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use img_lease::holder::Kind as LeaseKind;
 use img_net::LinkState;
+use img_records::CommitKind;
 use img_types::ImageName;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
@@ -233,7 +234,7 @@ impl Worker {
             sealed => sealed,
         };
         let root = match root {
-            Some(root) if branches || Some(root) != base => root,
+            Some(root) if branches || Some(root) != base || self.is_to_be_said(&request) => root,
             None if branches => {
                 let error = branching::no_commit_yet(&self.name);
                 self.not_committed(&CommitError::Forbidden(Box::new(error)));
@@ -260,6 +261,7 @@ impl Worker {
             root,
             generation_max,
             sealed_bytes,
+            hurry: self.automatic.hurry(request.automatic),
             request,
             reporter: self.reporter.clone(),
         };
@@ -297,6 +299,13 @@ impl Worker {
             Ok(Some((generation_max, arrived)))
         }));
         false
+    }
+
+    /// Whether a person says something about what has become a commit without anybody: that is a commit too.
+    fn is_to_be_said(&self, request: &CommitRequest) -> bool {
+        let base = self.base.as_ref();
+        let unsaid = base.is_some_and(|base| base.private.kind == CommitKind::Checkpoint);
+        unsaid && !request.automatic && !request.message.is_empty()
     }
 
     /// Whether somebody wants what is lost to be left out.
@@ -409,6 +418,7 @@ impl Worker {
         });
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
         self.base = Some(commit);
+        self.automatic.pace.committed(Instant::now());
         self.untrimmed = TRIM_AFTER;
         self.view.send_modify(|view| view.staged = None);
         self.set_problem(None);
@@ -470,11 +480,18 @@ impl Worker {
         if let Err(error) = dropped {
             tracing::warn!(%error, "a refused commit is tried once more after a restart");
         }
+        let automatic = !refused.is_empty() && refused.iter().all(Wish::is_automatic);
         let mut is_heard = false;
         for wish in &mut refused {
             is_heard |= wish.answer(Err(told.clone()));
         }
         // Whoever asked for it may have gone: then it is shown until something else is asked for.
+        let is_orphan = told.kind == Kind::Orphan;
+        if automatic {
+            // The next one may do better; what became of an orphan its state says.
+            self.set_problem((!is_orphan).then(|| told.message.clone()));
+            return;
+        }
         self.refusal = (!is_heard).then(|| told.message.clone());
         self.set_problem(None);
     }

@@ -56,6 +56,15 @@ impl Worker {
 
     /// Takes a cut that is durable when this returns, and the generation that it ends with.
     pub(super) fn cut(&mut self, message: &str) -> Result<(Cut, u64), FreezeError> {
+        self.cut_for(message, false)
+    }
+
+    /// Takes a cut that nobody asked for; returns the generation that it ends with.
+    pub(super) fn cut_by_itself(&mut self) -> Result<u64, FreezeError> {
+        self.cut_for("", true).map(|(_, generation)| generation)
+    }
+
+    fn cut_for(&mut self, message: &str, automatic: bool) -> Result<(Cut, u64), FreezeError> {
         let Some(tree) = self.tree.clone() else {
             return Ok((self.unchanged(), 0));
         };
@@ -84,6 +93,7 @@ impl Worker {
             freeze_us,
             dirty_bytes,
             message: message.to_owned(),
+            automatic,
         };
         let kept = block_in_place(|| self.shared.state.now(|db| db.add_checkpoint(&row)));
         if let Err(error) = kept {
@@ -103,7 +113,7 @@ impl Worker {
     }
 
     /// Whether a generation closed by its size holds changes that no checkpoint names.
-    fn has_uncut(&self, tree: &Tree, newest: u64) -> bool {
+    pub(super) fn has_uncut(&self, tree: &Tree, newest: u64) -> bool {
         match self.checkpoints.last() {
             Some(row) => newest > row.generation,
             None => tree.stats().closed > 0 || self.is_ahead(tree),

@@ -20,7 +20,7 @@ use crate::commits::OpenCommit;
 use crate::events::Phase;
 use crate::home::CallError;
 use crate::state::Stage;
-use crate::stream::{Draft, UploadError};
+use crate::stream::{Draft, Sent, UploadError};
 
 /// A staging that is under way: the task that streams it and the worker that may stop it have one word on which of
 /// the two comes first.
@@ -33,7 +33,7 @@ use crate::stream::{Draft, UploadError};
 pub(super) struct Staging(Arc<AtomicU8>);
 
 impl Worker {
-    /// Begins to stage the newest checkpoint that a person took, while nothing more important is to be done.
+    /// Begins to stage the newest checkpoint that is to be, while nothing more important is to be done.
     pub(super) fn start_stage(&mut self) {
         let idle = self.streaming.is_none() && self.onward.is_none() && self.wishes.is_empty();
         if !idle || self.stage != Stage::Open || self.stage_again.is_some() {
@@ -59,7 +59,12 @@ impl Worker {
             return;
         }
         let named = self.checkpoints.iter().rev();
-        let mut named = named.filter(|row| row.generation <= generation);
+        let named = named.filter(|row| row.generation <= generation);
+        let staged_upto = self.automatic.staged_upto;
+        let automatic = named
+            .clone()
+            .all(|row| row.automatic || row.generation <= staged_upto);
+        let mut named = named;
         let sealed_bytes = self.roots.range(..=generation);
         let draft = Draft {
             image: self.image,
@@ -78,16 +83,18 @@ impl Worker {
         let staging = Staging::default();
         self.staging = Some(staging.clone());
         let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
+        let hurry = self.automatic.hurry(automatic);
         self.streaming = Some(tokio::spawn(async move {
             reporter.phase(Phase::Push, Some(draft.sealed_bytes));
-            let uploader = shared.uploader(draft.checkout);
+            let uploader = shared.uploader(draft.checkout).patiently(hurry);
+            let mut sent = Sent::default();
             let staged = loop {
-                uploader.stream(draft.root.id, &reporter).await?;
+                sent.add(uploader.stream(draft.root.id, &reporter).await?);
                 if let Some(staged) = staging.stage(&shared, &draft).await? {
                     break staged;
                 }
             };
-            Ok(Some((generation, Arrived::Staged(staged))))
+            Ok(Some((generation, Arrived::Staged(staged, sent))))
         }));
     }
 
@@ -110,6 +117,7 @@ impl Worker {
     pub(super) fn staged(&mut self, generation: u64, commit: CommitId) {
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.short(), "a checkpoint is staged at home");
         self.stage_upto = self.stage_upto.filter(|upto| *upto > generation);
+        self.automatic.staged_upto = generation;
         self.view.send_modify(|view| view.staged = Some(commit));
     }
 

@@ -58,6 +58,11 @@ impl Wish {
         self.request.branch.as_deref() == Some(name)
     }
 
+    /// Whether nobody asked for it.
+    pub(super) fn is_automatic(&self) -> bool {
+        self.request.automatic
+    }
+
     fn is_waited_for(&self) -> bool {
         let waiting = self.committed.as_ref();
         waiting.is_some_and(|waiting| !waiting.is_closed())
@@ -102,14 +107,18 @@ impl Wishes {
     }
 
     /// Begins the next commit: for the oldest wishes that ask for the same and whose generations are sealed. The
-    /// newest of them says what it contains, and what its message is, if it says something.
+    /// newest of them says what it contains, and what its message is, if it says something. What nobody asked for
+    /// comes along with what somebody asked for later, but adds nothing to what somebody asked for before.
     pub(super) fn begin(&mut self, sealed_upto: u64) -> Option<Batch> {
         let first = self.next(sealed_upto)?.request.clone();
         for wish in &mut self.0 {
             wish.under_way = false;
         }
+        let mut asked = false;
         let run = self.0.iter_mut().take_while(|wish| {
-            wish.generation <= sealed_upto && asks_for_the_same(&wish.request, &first)
+            let adds = asked && wish.is_automatic();
+            asked |= !wish.is_automatic();
+            wish.generation <= sealed_upto && asks_for_the_same(&wish.request, &first) && !adds
         });
         let mut batch = Batch {
             generation: 0,
@@ -121,12 +130,29 @@ impl Wishes {
             wish.under_way = true;
             batch.generation = batch.generation.max(wish.generation);
             batch.is_last |= wish.number.is_none();
+            batch.request.automatic &= wish.is_automatic();
             batch.numbers.extend(wish.number);
             if !wish.request.message.is_empty() {
                 batch.request.message.clone_from(&wish.request.message);
             }
         }
         Some(batch)
+    }
+
+    /// Has the newest wish ask for a newer generation, if nobody asked for it and it is not under way. Returns its
+    /// number.
+    pub(super) fn move_automatic(&mut self, generation: u64) -> Option<u64> {
+        let newest = self.0.last_mut()?;
+        let waits = newest.is_automatic() && !newest.under_way;
+        let number = newest.number.filter(|_| waits)?;
+        newest.generation = generation;
+        Some(number)
+    }
+
+    /// Whether there is one that nobody asked for, and whether there is one that somebody did.
+    pub(super) fn askers(&self) -> (bool, bool) {
+        let automatic = self.0.iter().any(Wish::is_automatic);
+        (automatic, self.0.iter().any(|wish| !wish.is_automatic()))
     }
 
     /// Those that the commit under way is to fulfil.
@@ -189,7 +215,7 @@ pub(super) fn numbers<'a>(wishes: impl IntoIterator<Item = &'a Wish>) -> Vec<u64
     wishes.into_iter().filter_map(|wish| wish.number).collect()
 }
 
-/// Whether one commit can fulfil both; what it says does not matter.
+/// Whether one commit can fulfil both; what it says and who asked does not matter.
 fn asks_for_the_same(one: &CommitRequest, other: &CommitRequest) -> bool {
     let CommitRequest {
         message: _,
@@ -198,6 +224,7 @@ fn asks_for_the_same(one: &CommitRequest, other: &CommitRequest) -> bool {
         keep,
         branch,
         partial,
+        automatic: _,
         onto,
     } = one;
     (adopt_orphan, take_over, keep) == (&other.adopt_orphan, &other.take_over, &other.keep)

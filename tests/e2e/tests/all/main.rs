@@ -8,6 +8,7 @@ mod full_disk;
 mod history;
 mod leases;
 mod offline;
+mod pace;
 mod programs;
 mod revocation;
 mod scene;

@@ -144,3 +144,45 @@ fn who_has_gone_does_not_wait() {
     assert!(!list.under_way().any(|_| true));
     assert!(list.0[0].committed.is_some() && !list.0[0].answer(Ok(Value::Null)));
 }
+
+fn automatic(number: u64, generation: u64) -> Wish {
+    let mut wish = wish(number, generation, "");
+    wish.request.automatic = true;
+    wish
+}
+
+#[test]
+fn what_nobody_asked_for_adds_nothing_to_what_somebody_did() {
+    let list = [
+        automatic(1, 3),
+        automatic(2, 4),
+        wish(3, 5, "by hand"),
+        automatic(4, 6),
+        automatic(5, 7),
+    ];
+    let mut wishes = wishes(list);
+    let batch = wishes.begin(9).unwrap();
+    assert_eq!((&batch.numbers[..], batch.generation), (&[1, 2, 3][..], 5));
+    assert_eq!(batch.request.message, "by hand");
+    assert!(!batch.request.automatic, "a person's");
+    wishes.settle();
+    let batch = wishes.begin(9).unwrap();
+    assert_eq!((&batch.numbers[..], batch.generation), (&[4, 5][..], 7));
+    assert!(batch.request.automatic);
+}
+
+#[test]
+fn what_nobody_asked_for_is_moved_while_it_waits_as_the_newest() {
+    let mut only = wishes([automatic(1, 3)]);
+    assert_eq!(only.move_automatic(5), Some(1));
+    assert_eq!(only.begin(9).unwrap().generation, 5);
+    assert_eq!(only.move_automatic(6), None, "it is under way");
+    let mut asked = wishes([automatic(1, 3), wish(2, 4, "")]);
+    assert_eq!(
+        asked.move_automatic(5),
+        None,
+        "it would pass over a person's"
+    );
+    assert_eq!(asked.askers(), (true, true));
+    assert_eq!(wishes([]).move_automatic(1), None);
+}
