@@ -150,7 +150,8 @@ impl Uploader {
 
     /// Makes a commit of a sealed root: brings it home, signs the record, writes it down, sends it, and
     /// once the home has signed for it moves the base up and trims the outbox. `generation_max` is the
-    /// newest generation that the root contains: the checkpoints up to it are history then.
+    /// newest generation that the root contains: the checkpoints up to it are history then, and the wishes of the
+    /// numbers `fulfils` have come true.
     ///
     /// # Errors
     /// As [`Uploader::stream`]; [`UploadError::Superseded`] if the lease is somebody else's. A record that
@@ -159,6 +160,7 @@ impl Uploader {
         &self,
         draft: &Draft,
         generation_max: u64,
+        fulfils: Vec<u64>,
         reporter: &Reporter,
     ) -> Result<Settled, UploadError> {
         reporter.phase(Phase::Push, Some(draft.sealed_bytes));
@@ -170,7 +172,7 @@ impl Uploader {
             generation: generation_max,
         };
         self.state
-            .with(move |db| db.set_pending_commit(&pending))
+            .with(move |db| db.set_pending_commit(&pending, &fulfils))
             .await?;
         self.finish(commit, generation_max, sent, reporter).await
     }
@@ -333,7 +335,15 @@ impl Uploader {
                         error => error,
                     });
                 }
-                refusal => return Err(CallError::Refused(refusal).into()),
+                refusal => {
+                    if is_of_the_record(&refusal) {
+                        // A later one must not wait for it, and it must not come true after its refusal was told.
+                        let checkout = self.checkout;
+                        let dropped = self.state.with(move |db| db.drop_pending_commit(checkout));
+                        dropped.await?;
+                    }
+                    return Err(CallError::Refused(refusal).into());
+                }
             }
         }
         Err(CallError::Protocol("a commit that stays incomplete").into())
@@ -513,6 +523,19 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or(Err(UploadError::Interrupted))
+}
+
+/// Whether a home that refuses so refuses the same record every time, and so never took it: who is no member or
+/// fenced off may have sent it before.
+fn is_of_the_record(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::Malformed(_)
+            | Refusal::BadRecord(_)
+            | Refusal::BadObject
+            | Refusal::OverLimit(_)
+            | Refusal::UnknownCommit
+    )
 }
 
 /// How often a commit is sent again after what was missing has been pushed: more means that the home and

@@ -88,6 +88,8 @@ pub(super) struct CommitJob {
     pub(super) base: Option<OpenCommit>,
     pub(super) root: Reference,
     pub(super) generation_max: u64,
+    /// Numbers of the wishes that it fulfils.
+    pub(super) wishes: Vec<u64>,
     pub(super) sealed_bytes: u64,
     /// Set where nobody waits for it.
     pub(super) hurry: Option<Hurry>,
@@ -133,7 +135,12 @@ impl CommitJob {
             sealed_bytes: self.sealed_bytes,
         };
         let outcome = uploader
-            .commit(&draft, self.generation_max, &self.reporter)
+            .commit(
+                &draft,
+                self.generation_max,
+                self.wishes.clone(),
+                &self.reporter,
+            )
             .await;
         let gives_back = match late {
             Some(LeaseKind::ReadOnly) => outcome.is_err() || !self.request.keep,

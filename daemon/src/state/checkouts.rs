@@ -8,7 +8,7 @@ use img_proto::LeaseTerms;
 use img_types::{CheckoutId, CommitId, ImageId, LeaseMode, RequestId, WallMillis};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::wishes::drop_fulfilled;
+use super::wishes::{drop_fulfilled, drop_wishes, sign_wishes};
 use super::{Database, StateError};
 
 /// A checkout as it stands in the database.
@@ -199,15 +199,23 @@ impl Database {
             .transpose()
     }
 
-    /// Moves a checkout on.
+    /// Moves a checkout on. Where its changes are dropped, a signed commit of them is not sent any more.
     ///
     /// # Errors
     /// The database failed.
     pub fn set_stage(&mut self, checkout: CheckoutId, stage: Stage) -> Result<(), StateError> {
-        self.sql.execute(
+        let transaction = self.sql.transaction()?;
+        transaction.execute(
             "UPDATE checkouts SET stage = ?2 WHERE checkout = ?1",
             params![checkout.as_bytes(), stage.code()],
         )?;
+        if stage == Stage::Discarding {
+            transaction.execute(
+                "DELETE FROM pending_commits WHERE checkout = ?1",
+                params![checkout.as_bytes()],
+            )?;
+        }
+        transaction.commit()?;
         Ok(())
     }
 
@@ -361,12 +369,18 @@ impl Database {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Writes a signed commit down before it is first sent.
+    /// Writes a signed commit down before it is first sent, with the wishes that it fulfils and no others.
     ///
     /// # Errors
     /// The database failed.
-    pub fn set_pending_commit(&mut self, pending: &PendingCommit) -> Result<(), StateError> {
-        self.sql.execute(
+    pub fn set_pending_commit(
+        &mut self,
+        pending: &PendingCommit,
+        wishes: &[u64],
+    ) -> Result<(), StateError> {
+        let transaction = self.sql.transaction()?;
+        sign_wishes(&transaction, pending.checkout, wishes)?;
+        transaction.execute(
             "INSERT OR REPLACE INTO pending_commits (checkout, record, generation) VALUES (?1, ?2, ?3)",
             params![
                 pending.checkout.as_bytes(),
@@ -374,6 +388,7 @@ impl Database {
                 pending.generation
             ],
         )?;
+        transaction.commit()?;
         Ok(())
     }
 
@@ -414,8 +429,29 @@ impl Database {
         Ok(())
     }
 
+    /// What is wanted up to a generation is in the base already: its checkpoints are history, and the wishes for it have
+    /// come true.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn unchanged(
+        &mut self,
+        checkout: CheckoutId,
+        generation_max: u64,
+        wishes: &[u64],
+    ) -> Result<(), StateError> {
+        let transaction = self.sql.transaction()?;
+        transaction.execute(
+            "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
+            params![checkout.as_bytes(), generation_max],
+        )?;
+        drop_wishes(&transaction, wishes)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// The pending commit has its receipt: it is the base, the checkpoints up to its generation are history, and the
-    /// wishes that were under way have come true.
+    /// wishes that it was signed for have come true.
     ///
     /// # Errors
     /// The database failed.

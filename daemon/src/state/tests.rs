@@ -186,7 +186,9 @@ fn a_commit_ends_the_checkpoints_it_contains() {
         record: b"commit".to_vec(),
         generation: 2,
     };
-    state.now(|db| db.set_pending_commit(&pending)).unwrap();
+    state
+        .now(|db| db.set_pending_commit(&pending, &[]))
+        .unwrap();
     assert_eq!(
         state.now(|db| db.pending_commit(checkout)).unwrap(),
         Some(pending)
@@ -255,6 +257,15 @@ fn wanted_commits_are_wanted_after_a_restart_until_they_are_refused() {
             expected(second, 4, "second", Some((root, 10))),
         ]
     );
+    let moved = |generation| {
+        state
+            .now(|db| db.move_wishes(&[second], generation))
+            .unwrap();
+        let rows = state.now(|db| db.wishes(checkout)).unwrap();
+        (rows[1].generation, rows[1].root)
+    };
+    assert_eq!(moved(4), (4, Some((root, 10))), "it is sealed already");
+    assert_eq!(moved(5), (5, None));
     state.now(|db| db.drop_wishes(&[second])).unwrap();
     assert_eq!(messages(&state), ["first"]);
     // A number is never given again.
@@ -273,15 +284,22 @@ fn a_commit_ends_the_wishes_that_it_was_begun_for() {
         let added = state.now(|db| db.add_wish(checkout, 1, &wish(text), None));
         added.unwrap()
     });
-    state.now(|db| db.begin_wishes(checkout, &numbers)).unwrap();
-    state
-        .now(|db| db.begin_wishes(checkout, &numbers[..2]))
-        .unwrap();
+    let pending = PendingCommit {
+        checkout,
+        record: b"commit".to_vec(),
+        generation: 1,
+    };
+    for signed_for in [&numbers[..], &numbers[..2]] {
+        let sign = |db: &mut Database| db.set_pending_commit(&pending, signed_for);
+        state.now(sign).unwrap();
+    }
     drop(state);
     let state = open(dir.path());
     let rows = state.now(|db| db.wishes(checkout)).unwrap();
     let under_way: Vec<_> = rows.iter().map(|row| row.under_way).collect();
     assert_eq!(under_way, [true, true, false]);
+    let signed = state.now(|db| db.signed_wishes(checkout)).unwrap();
+    assert_eq!(signed, numbers[..2]);
     state
         .now(|db| db.committed(checkout, b"commit", 1, 10, 20))
         .unwrap();

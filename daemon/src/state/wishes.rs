@@ -20,7 +20,7 @@ pub struct WishRow {
     pub generation: u64,
     /// What was asked.
     pub request: CommitRequest,
-    /// Whether the commit that was begun last is to fulfil it.
+    /// Whether the commit that was signed last is to fulfil it.
     pub under_way: bool,
     /// The root of its generation and the bytes sealed for that, once it is sealed: what is cut and sealed later is
     /// not asked for.
@@ -108,31 +108,20 @@ impl Database {
         Ok(())
     }
 
-    /// A commit is begun that is to fulfil these wishes and no others.
+    /// The numbers of the wishes that the signed commit was signed for.
     ///
     /// # Errors
     /// The database failed.
-    pub fn begin_wishes(
-        &mut self,
-        checkout: CheckoutId,
-        numbers: &[u64],
-    ) -> Result<(), StateError> {
-        let transaction = self.sql.transaction()?;
-        transaction.execute(
-            "UPDATE wishes SET under_way = 0 WHERE checkout = ?1",
-            params![checkout.as_bytes()],
-        )?;
-        for number in numbers {
-            transaction.execute(
-                "UPDATE wishes SET under_way = 1 WHERE number = ?1",
-                params![number],
-            )?;
-        }
-        transaction.commit()?;
-        Ok(())
+    pub fn signed_wishes(&self, checkout: CheckoutId) -> Result<Vec<u64>, StateError> {
+        let mut statement = self
+            .sql
+            .prepare("SELECT number FROM wishes WHERE checkout = ?1 AND under_way")?;
+        let rows = statement.query_map(params![checkout.as_bytes()], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// What wishes are about has changed: a newer generation, without what is lost.
+    /// What wishes are about has changed: a newer generation, without what is lost. Its root is not known yet; where it
+    /// is the same generation, it is.
     ///
     /// # Errors
     /// The database failed.
@@ -140,7 +129,7 @@ impl Database {
         let transaction = self.sql.transaction()?;
         for number in numbers {
             transaction.execute(
-                "UPDATE wishes SET generation = ?2, root = NULL, sealed_bytes = NULL WHERE number = ?1",
+                "UPDATE wishes SET generation = ?2, root = CASE generation WHEN ?2 THEN root END, sealed_bytes = CASE generation WHEN ?2 THEN sealed_bytes END WHERE number = ?1",
                 params![number, generation],
             )?;
         }
@@ -160,6 +149,25 @@ impl Database {
     }
 }
 
+/// A commit is signed that fulfils these wishes and no others, within the transaction that writes it down.
+pub(super) fn sign_wishes(
+    transaction: &Transaction<'_>,
+    checkout: CheckoutId,
+    numbers: &[u64],
+) -> Result<(), StateError> {
+    transaction.execute(
+        "UPDATE wishes SET under_way = 0 WHERE checkout = ?1",
+        params![checkout.as_bytes()],
+    )?;
+    for number in numbers {
+        transaction.execute(
+            "UPDATE wishes SET under_way = 1 WHERE number = ?1",
+            params![number],
+        )?;
+    }
+    Ok(())
+}
+
 /// Strikes wishes out, within what makes them come true.
 pub(super) fn drop_wishes(
     transaction: &Transaction<'_>,
@@ -171,7 +179,7 @@ pub(super) fn drop_wishes(
     Ok(())
 }
 
-/// Strikes out what the commit that was begun last fulfils, within the transaction that makes it the base.
+/// Strikes out what the signed commit was signed for, within the transaction that makes it the base.
 pub(super) fn drop_fulfilled(
     transaction: &Transaction<'_>,
     checkout: CheckoutId,

@@ -87,7 +87,9 @@ impl Scene {
     }
 
     async fn commit(&self, draft: &Draft) -> Result<Settled, UploadError> {
-        self.uploader().commit(draft, 1, &self.reporter).await
+        self.uploader()
+            .commit(draft, 1, Vec::new(), &self.reporter)
+            .await
     }
 
     fn pending(&self) -> Option<PendingCommit> {
@@ -278,7 +280,7 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
     scene
         .device
         .state
-        .now(|db| db.set_pending_commit(&pending))
+        .now(|db| db.set_pending_commit(&pending, &[]))
         .unwrap();
 
     let scene = scene.restart().await;
@@ -296,7 +298,7 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
     scene
         .device
         .state
-        .now(|db| db.set_pending_commit(&pending))
+        .now(|db| db.set_pending_commit(&pending, &[]))
         .unwrap();
     let (_, settled) = uploader.resume(&scene.reporter).await.unwrap().unwrap();
     assert_eq!((settled.commit.id, settled.sent.objects), (signed.id, 0));
@@ -334,7 +336,9 @@ async fn a_record_of_a_token_that_was_given_back_is_struck_out() {
         generation: 1,
     };
     let state = &scene.device.state;
-    state.now(|db| db.set_pending_commit(&pending)).unwrap();
+    state
+        .now(|db| db.set_pending_commit(&pending, &[]))
+        .unwrap();
     scene.fake.lock().steal();
     let keeper = &scene.device.keeper;
     let given_back = holder::Event::GivenBack;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use img_lease::holder::Kind as LeaseKind;
 use img_net::LinkState;
 use img_records::CommitKind;
+use img_seal::Reference;
 use img_types::ImageName;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
@@ -22,7 +23,6 @@ use crate::checkouts::lost::{LeftOut, Loss};
 use crate::checkouts::work::{self, CommitError, CommitJob};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
-use crate::home::CallError;
 use crate::keeper::KeeperError;
 use crate::state::{Stage, WishRow};
 use crate::stream::{Settled, UploadError};
@@ -51,7 +51,14 @@ impl Worker {
         request: CommitRequest,
         committed: oneshot::Sender<Result<Value, ApiError>>,
     ) -> Result<(), ApiError> {
-        let (checkout, root) = (self.checkout, self.roots.get(&generation).copied());
+        let checkout = self.checkout;
+        if generation <= self.sealed_upto
+            && let Some(root) = self.tree.as_ref().and_then(|tree| tree.root())
+        {
+            // Also where the base is all of it: no root says that it is not sealed yet.
+            self.roots.entry(generation).or_insert((root, 0));
+        }
+        let root = self.roots.get(&generation).copied();
         let written = block_in_place(|| {
             let state = &self.shared.state;
             state.now(|db| db.add_wish(checkout, generation, &request, root))
@@ -79,14 +86,43 @@ impl Worker {
                 .extend(row.root.map(|root| (row.generation, root)));
         }
         let current = self.tree.as_ref().and_then(|tree| tree.root());
+        let base = self.base.as_ref().map(OpenCommit::root);
         if let Some(root) = current
-            && Some(root) != self.base.as_ref().map(OpenCommit::root)
+            && Some(root) != base
         {
             // Ended before it could be written down with the wishes for it, or wanted by nobody yet.
             self.roots.entry(self.sealed_upto).or_insert((root, 0));
         }
+        let lacking = rows.iter().filter(|row| row.root.is_none());
+        let lacking = lacking.map(|row| row.generation);
+        let lacking: Vec<_> = lacking.filter(|of| *of <= self.sealed_upto).collect();
         self.wishes = Wishes::of(rows);
-        self.keep_root(self.sealed_upto);
+        for generation in lacking {
+            // Sealed, and its root was not written down.
+            let root = match self
+                .checkpoints
+                .iter()
+                .any(|row| row.generation <= generation)
+            {
+                true => self.next_root(generation),
+                // A commit that contains it has struck its checkpoint out.
+                false => base,
+            };
+            if let Some(root) = root {
+                self.roots.entry(generation).or_insert((root, 0));
+            }
+            self.keep_root(generation);
+        }
+    }
+
+    /// The oldest root that is known to contain a generation: more than was asked for, if need be, and never less.
+    fn next_root(&self, generation: u64) -> Option<Reference> {
+        let sealed = self.roots.range(generation..).next();
+        let sealed = sealed.map(|(of, (root, _))| (*of, *root));
+        let kept = self.kept.range(generation..).next();
+        let kept = kept.map(|(of, root)| (*of, *root));
+        let oldest = sealed.into_iter().chain(kept).min_by_key(|(of, _)| *of);
+        oldest.map(|(_, root)| root)
     }
 
     /// A generation is sealed: a commit of it is one of this root, also if a restart comes after later seals.
@@ -127,6 +163,10 @@ impl Worker {
     pub(super) fn resume_commit(&mut self) {
         let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
         let (image, checkout) = (self.image, self.checkout);
+        match block_in_place(|| shared.state.now(|db| db.signed_wishes(checkout))) {
+            Ok(signed) => self.wishes.resume(&signed),
+            Err(error) => tracing::warn!(%error, "what a signed commit is for cannot be read"),
+        }
         self.streaming = Some(tokio::spawn(async move {
             let resumed = shared.uploader(checkout).resume(&reporter).await;
             if let Err(UploadError::Lost(lost)) = &resumed
@@ -214,15 +254,6 @@ impl Worker {
         let Some(batch) = self.wishes.begin(self.sealed_upto) else {
             return false;
         };
-        let checkout = self.checkout;
-        let begun = block_in_place(|| {
-            let state = &self.shared.state;
-            state.now(|db| db.begin_wishes(checkout, &batch.numbers))
-        });
-        if let Err(error) = begun {
-            self.not_committed(&CallError::from(error).into());
-            return false;
-        }
         let (generation_max, request) = (batch.generation, batch.request);
         let sealed = self.roots.get(&generation_max).map(|(root, _)| *root);
         let base = self.base.as_ref().map(OpenCommit::root);
@@ -260,6 +291,7 @@ impl Worker {
             base: self.base.clone(),
             root,
             generation_max,
+            wishes: batch.numbers,
             sealed_bytes,
             hurry: self.automatic.hurry(request.automatic),
             request,
@@ -336,8 +368,11 @@ impl Worker {
         self.forget_left_out(&left_out);
         let generation = match self.cut("") {
             Ok((_, generation)) => generation,
-            // What is sealed meanwhile still names them: they are found gone, and it is cut again.
-            Err(FreezeError::Unsealed) => generation_max,
+            // What is sealed meanwhile still names them: they are found gone, and it is cut again, but not at once.
+            Err(FreezeError::Unsealed) => {
+                self.pause();
+                generation_max
+            }
             Err(error) => {
                 let told = disk_full(&error);
                 self.wishes.tell(&told);
@@ -362,23 +397,17 @@ impl Worker {
         if let Err(error) = kept {
             tracing::warn!(%error, "a branch is looked through for what is lost once more if the daemon ends now");
         }
+        self.keep_root(generation);
     }
 
     /// What was sealed is what the base has: there is nothing to commit.
     fn nothing_changed(&mut self, generation_max: u64) {
         let checkout = self.checkout;
         let fulfilled = self.settle_wishes();
+        let numbers = wishes::numbers(&fulfilled);
         let kept = block_in_place(|| {
             let state = &self.shared.state;
-            match &self.base {
-                Some(base) => {
-                    let view = self.view.borrow();
-                    let (sealed, sent) = (view.sealed_bytes, view.sent_bytes);
-                    let record = base.signed.to_bytes();
-                    state.now(|db| db.committed(checkout, &record, generation_max, sealed, sent))
-                }
-                None => state.now(|db| db.drop_wishes(&wishes::numbers(&fulfilled))),
-            }
+            state.now(|db| db.unchanged(checkout, generation_max, &numbers))
         });
         if let Err(error) = kept {
             tracing::error!(%error, "checkpoints could not be struck out");
@@ -437,12 +466,12 @@ impl Worker {
     /// A commit did not come about: those who wait for it hear why, and nothing local changes. What can still come
     /// true is tried again; what is refused for good is wanted no more, and nothing else.
     pub(super) fn not_committed(&mut self, error: &CommitError) {
-        // What was taken anew goes on under the new lease.
-        if matches!(
-            error,
-            CommitError::Upload(UploadError::Interrupted | UploadError::TakenAnew)
-        ) {
-            return;
+        match error {
+            // What was taken anew goes on under the new lease.
+            CommitError::Upload(UploadError::TakenAnew) => return,
+            // Where the daemon does not end, something in it has failed, and may fail again.
+            CommitError::Upload(UploadError::Interrupted) => return self.pause(),
+            _ => {}
         }
         if work::says_deleted(error) {
             self.shared.saw_no_more(self.image);

@@ -139,6 +139,13 @@ impl Wishes {
         Some(batch)
     }
 
+    /// The commit that was signed for these is under way again, and what was begun after it is not.
+    pub(super) fn resume(&mut self, signed: &[u64]) {
+        for wish in &mut self.0 {
+            wish.under_way = wish.number.is_some_and(|number| signed.contains(&number));
+        }
+    }
+
     /// Has the newest wish ask for a newer generation, if nobody asked for it and it is not under way. Returns its
     /// number.
     pub(super) fn move_automatic(&mut self, generation: u64) -> Option<u64> {

@@ -9,6 +9,7 @@ use tokio::time::interval;
 use super::super::Command;
 use super::*;
 use crate::checkouts::scene::Scene;
+use crate::home::CallError;
 use crate::stream::fake::CHECKOUT;
 
 type Committed = oneshot::Receiver<Result<Value, ApiError>>;
@@ -67,7 +68,11 @@ async fn an_unchanged_checkouts_branch_is_wanted_durably() {
     drive(&mut worker, |worker| worker.base.is_some()).await;
     asks(&mut worker, Some("new")).await;
     assert!(worker.checkpoints.is_empty());
-    assert_eq!(branches(&kept(&scene)), [Some("new")]);
+    let rows = kept(&scene);
+    assert_eq!(branches(&rows), [Some("new")]);
+    let base = worker.base.as_ref().map(OpenCommit::root);
+    let root = rows[0].root.map(|(root, _)| root);
+    assert_eq!(root, base, "what is written later is not asked for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,6 +120,87 @@ async fn what_is_refused_for_good_takes_nothing_else_along() {
     assert_eq!(worker.view.borrow().problem, None);
 }
 
+fn is_sealed(worker: &Worker) -> bool {
+    let tree = worker.tree.as_ref().unwrap();
+    worker.sealed_upto == tree.closed_upto() && worker.sealing.is_none()
+}
+
+/// Its first commit is in history, and another one is wanted whose generation is not the newest that is sealed.
+async fn wants_an_earlier_state(scene: &Scene) -> Worker {
+    let mut worker = scene.worker();
+    asks(&mut worker, None).await;
+    drive(&mut worker, |worker| worker.base.is_some()).await;
+    worker.mount().unwrap();
+    fs::write(scene.mount().join("first"), "1").unwrap();
+    asks(&mut worker, None).await;
+    worker.pause();
+    drive(&mut worker, is_sealed).await;
+    fs::write(scene.mount().join("second"), "2").unwrap();
+    worker.cut("").unwrap();
+    drive(&mut worker, is_sealed).await;
+    worker
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_commit_whose_root_was_not_written_down_is_made_after_a_restart() {
+    let scene = Scene::new().await;
+    let mut worker = wants_an_earlier_state(&scene).await;
+    let mut rows = kept(&scene);
+    let (root, _) = rows[0].root.take().unwrap();
+    worker.roots.clear();
+    worker.wish_again(rows);
+    assert_eq!(
+        kept(&scene)[0].root,
+        Some((root, 0)),
+        "written down at last"
+    );
+    worker.paused = None;
+    drive(&mut worker, |worker| worker.wishes.is_empty()).await;
+    assert_eq!(worker.base.as_ref().map(OpenCommit::root), Some(root));
+    assert_eq!(worker.checkpoints.len(), 1, "the later one waits");
+
+    // One that a commit contains is not made of what was written since.
+    let contained = WishRow {
+        number: 77,
+        generation: worker.checkpoints[0].generation - 1,
+        request: request(Some("new")),
+        under_way: false,
+        root: None,
+    };
+    worker.roots.clear();
+    worker.wish_again(vec![contained.clone()]);
+    assert_eq!(worker.roots[&contained.generation], (root, 0));
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_files_that_cannot_be_cut_out_yet_are_waited_for() {
+    let scene = Scene::new().await;
+    let mut worker = wants_an_earlier_state(&scene).await;
+    worker.paused = None;
+    let sealed = kept(&scene)[0].root;
+    let generation = worker.wishes.begin(u64::MAX).unwrap().generation;
+    // As many cuts as may wait for a seal, and one more change.
+    for number in 0.. {
+        fs::write(scene.mount().join("third"), number.to_string()).unwrap();
+        if let Err(FreezeError::Unsealed) = worker.cut("") {
+            break;
+        }
+    }
+    worker.left_out(generation, Vec::new());
+    assert!(worker.paused.is_some(), "not begun again at once");
+    assert_eq!(kept(&scene)[0].root, sealed);
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_broke_off_is_not_begun_again_at_once() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    worker.not_committed(&UploadError::Interrupted.into());
+    assert!(worker.paused.is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_is_of_the_state_that_it_was_asked_for_also_after_a_restart() {
     let scene = Scene::new().await;
@@ -123,10 +209,6 @@ async fn a_commit_is_of_the_state_that_it_was_asked_for_also_after_a_restart() {
     fs::write(scene.mount().join("first"), "1").unwrap();
     asks(&mut worker, None).await;
     worker.pause();
-    let is_sealed = |worker: &Worker| {
-        let tree = worker.tree.as_ref().unwrap();
-        worker.sealed_upto == tree.closed_upto() && worker.sealing.is_none()
-    };
     drive(&mut worker, is_sealed).await;
     fs::write(scene.mount().join("second"), "2").unwrap();
     asks(&mut worker, Some("new")).await;
