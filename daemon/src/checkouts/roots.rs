@@ -106,15 +106,25 @@ impl Checkout {
         (self.name(), self.view.borrow().base)
     }
 
-    /// Waits until everything that was cut before has been sealed.
+    /// Waits until everything that was cut before has been sealed. What failed before may succeed now: it is tried once
+    /// more.
     async fn sealed(&self) -> Result<(), ApiError> {
         let Some(tree) = &self.tree else {
             return Ok(());
         };
         let (upto, mut view) = (tree.closed_upto(), self.view.clone());
+        let failures = view.borrow().seal_failures;
         while tree.sealed_upto() < upto {
-            if let Some(told) = view.borrow_and_update().unsealed.clone() {
-                return Err(told);
+            {
+                let shown = view.borrow_and_update();
+                if shown.discarding {
+                    return Err(ending());
+                }
+                if let Some(told) = shown.unsealed.clone()
+                    && shown.seal_failures > failures
+                {
+                    return Err(told);
+                }
             }
             // The tree is ahead of its worker's view by a moment.
             let changed = tokio::time::timeout(LOOK_AGAIN, view.changed()).await;
@@ -147,3 +157,6 @@ fn parse_id(text: &str) -> Option<CommitId> {
 
 /// How long a change of the view is waited for before the tree is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests;

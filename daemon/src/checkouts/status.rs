@@ -27,6 +27,8 @@ pub(super) struct View {
     pub(super) streaming: bool,
     /// Whether a release waits.
     pub(super) releasing: bool,
+    /// Whether it drops what changed: nothing is sealed any more.
+    pub(super) discarding: bool,
     /// Bytes sealed and sent for the newest commit.
     pub(super) sealed_bytes: u64,
     pub(super) sent_bytes: u64,
@@ -34,6 +36,8 @@ pub(super) struct View {
     pub(super) freeze_us: Option<u64>,
     /// Why the oldest closed generation is not sealed, if that failed.
     pub(super) unsealed: Option<ApiError>,
+    /// How often a seal has failed.
+    pub(super) seal_failures: u64,
     /// What does not go on, and why.
     pub(super) problem: Option<String>,
     /// Checkpoints that nobody asks for.

@@ -83,6 +83,22 @@ pub(super) enum Command {
     Stop { done: oneshot::Sender<()> },
 }
 
+impl Command {
+    /// Refuses what a checkout whose changes are dropped has nothing for; returns anything else.
+    fn refused(self, told: impl FnOnce() -> ApiError) -> Option<Self> {
+        match self {
+            Self::Checkpoint { done, .. } | Self::Commit { done, .. } => {
+                let _ = done.send(Err(told()));
+            }
+            Self::Mount { done } => {
+                let _ = done.send(Err(told()));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+}
+
 /// Everything about one checkout.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -275,7 +291,8 @@ impl Worker {
         worker.stage_upto = worker.checkpoints.last().map(|row| row.generation);
         worker.show();
         worker.wish_again(beginning.wishes);
-        if beginning.pending {
+        // What was taken for a commit alone is given back with all the rest.
+        if beginning.pending && worker.stage != Stage::Discarding {
             worker.resume_commit();
         }
         if worker.stage == Stage::Releasing {
@@ -399,8 +416,10 @@ impl Worker {
             Happened::Sealed(Err(error)) => {
                 tracing::warn!(checkout = %self.checkout.short(), %error, "changes are not sealed yet");
                 let told = work::explain_sealing(&error);
-                self.view
-                    .send_modify(|view| view.unsealed = Some(told.clone()));
+                self.view.send_modify(|view| {
+                    view.unsealed = Some(told.clone());
+                    view.seal_failures += 1;
+                });
                 self.set_problem(Some(told.message.clone()));
                 self.seal_again = Some(Instant::now() + SEAL_PAUSE);
                 self.tell_who_waits(&told);
@@ -439,12 +458,22 @@ impl Worker {
     }
 
     fn obey(&mut self, command: Command) {
+        let command = match self.stage {
+            Stage::Discarding => command.refused(|| self.is_being_closed()),
+            _ => Some(command),
+        };
+        let Some(command) = command else {
+            return;
+        };
         match command {
-            Command::Checkpoint { message, done } => self.cut_or_wait(WaitingCut {
-                message,
-                done,
-                wish: None,
-            }),
+            Command::Checkpoint { message, done } => {
+                self.seal_again = None;
+                self.cut_or_wait(WaitingCut {
+                    message,
+                    done,
+                    wish: None,
+                });
+            }
             Command::Commit {
                 request,
                 done,
@@ -554,6 +583,7 @@ impl Worker {
             view.checkpoints.clone_from(&self.checkpoints);
             view.streaming = self.streaming.is_some();
             view.releasing = self.stage != Stage::Open;
+            view.discarding = self.stage == Stage::Discarding;
         });
     }
 

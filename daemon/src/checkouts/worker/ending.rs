@@ -151,8 +151,12 @@ impl Worker {
         {
             streaming.abort();
         }
+        let dropped = || ApiError::failed("the changes were dropped");
+        for waiting in std::mem::take(&mut self.waiting_cuts) {
+            let _ = waiting.done.send(Err(dropped()));
+        }
         for mut wish in self.wishes.take_all() {
-            wish.answer(Err(ApiError::failed("the changes were dropped")));
+            wish.answer(Err(dropped()));
         }
     }
 
@@ -293,6 +297,17 @@ impl Worker {
         };
         let hint = "`imgctl status` lists it until then.";
         ApiError::new(Kind::HomeAway, message, hint)
+    }
+
+    /// What is told to who wants something of a checkout whose changes are dropped.
+    pub(super) fn is_being_closed(&self) -> ApiError {
+        let message = format!(
+            "The checkout of {} at {} is being closed, and its changes are dropped.",
+            self.name,
+            self.dir.display()
+        );
+        let hint = "`imgctl status` lists it until its lease is given back.";
+        ApiError::new(Kind::Failed, message, hint)
     }
 
     pub(super) fn answer_release(&mut self, answer: impl Fn() -> Result<Value, ApiError>) {

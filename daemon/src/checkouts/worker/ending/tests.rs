@@ -2,8 +2,11 @@
 
 use std::fs;
 
+use super::super::Command;
 use super::*;
+use crate::checkouts::CommitRequest;
 use crate::checkouts::scene::Scene;
+use crate::state::PendingCommit;
 use crate::stream::fake::CHECKOUT;
 
 async fn released(worker: &mut Worker, discard: bool) -> Result<Value, ApiError> {
@@ -56,4 +59,49 @@ async fn a_discard_that_cannot_be_written_down_drops_nothing() {
     scene.refuse_stages(false);
     released(&mut worker, true).await.unwrap();
     assert!(worker.streaming.is_none() && stage(&scene) == Stage::Discarding);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_discarded_is_not_published_after_a_restart() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    let state = &scene.device.state;
+    let pending = PendingCommit {
+        checkout: CHECKOUT,
+        record: b"signed".to_vec(),
+        generation: 1,
+    };
+    state
+        .now(|db| db.set_pending_commit(&pending, &[]))
+        .unwrap();
+    released(&mut worker, true).await.unwrap();
+    assert_eq!(state.now(|db| db.pending_commit(CHECKOUT)).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkout_whose_changes_are_dropped_takes_no_more() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    released(&mut worker, true).await.unwrap();
+    let (done, mounted) = oneshot::channel();
+    worker.obey(Command::Mount { done });
+    let (done, cut) = oneshot::channel();
+    let message = String::new();
+    worker.obey(Command::Checkpoint { message, done });
+    let ((done, commit), (committed, _outcome)) = (oneshot::channel(), oneshot::channel());
+    worker.obey(Command::Commit {
+        request: CommitRequest::default(),
+        done,
+        committed,
+    });
+    for told in [
+        mounted.await.unwrap().map(|()| None),
+        cut.await.unwrap().map(Some),
+        commit.await.unwrap().map(Some),
+    ] {
+        let told = told.unwrap_err();
+        assert!(told.message.contains("is being closed"), "{told}");
+    }
+    let wishes = scene.device.state.now(|db| db.wishes(CHECKOUT)).unwrap();
+    assert_eq!(wishes, []);
 }
