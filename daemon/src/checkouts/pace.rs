@@ -30,8 +30,9 @@ pub(super) enum Power {
 pub(super) struct Situation {
     /// Whether there is something that no checkpoint has.
     pub(super) changed: bool,
-    /// Whether an earlier automatic checkpoint is on its way home: it gets there sooner without the next one.
-    pub(super) on_its_way: bool,
+    /// Whether an earlier one comes first: it is on its way home, where it gets sooner without the next, or there is no
+    /// room for another before it is sealed.
+    pub(super) is_held: bool,
 }
 
 /// What is to be done now.
@@ -41,7 +42,7 @@ pub(super) enum Step {
     Never,
     /// Nothing until then.
     Wait(Instant),
-    /// Nothing until the earlier one has come home.
+    /// Nothing until the earlier one is done.
     Hold,
     /// Nothing has changed: another interval begins.
     Pass,
@@ -135,7 +136,7 @@ impl Pace {
             None => Step::Never,
             Some(due) if due > now => Step::Wait(due),
             Some(_) if !situation.changed => Step::Pass,
-            Some(_) if situation.on_its_way => Step::Hold,
+            Some(_) if situation.is_held => Step::Hold,
             Some(_) => Step::Cut,
         }
     }

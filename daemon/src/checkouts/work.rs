@@ -105,6 +105,18 @@ impl CommitJob {
         let uploader = uploader.patiently(self.hurry.clone());
         let (files, logical_bytes) = totals(&shared.home, self.root).await?;
         let late = self.is_late().map_err(CommitError::Forbidden)?;
+        if late.is_some() && self.request.automatic {
+            // Only a person takes a lease.
+            let told = ApiError::new(
+                Kind::Failed,
+                format!(
+                    "The lease of {} has ended; its checkpoints stay here.",
+                    self.name
+                ),
+                "",
+            );
+            return Err(CommitError::Forbidden(Box::new(told)));
+        }
         let _claim = late.and_then(|_| Claim::checkout(&shared, self.checkout));
         let mut sent_before = Sent::default();
         let token = match shared

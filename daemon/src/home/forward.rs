@@ -423,6 +423,7 @@ impl<'a> OwnUpload<'a> {
         // What was evicted in between ends the push; the home says then that the commit is incomplete.
         let objects = stream::unfold(ids.into_iter(), |mut ids| async {
             let bytes = read(ids.next()?).await?;
+            home.uplink().let_through(bytes.len() as u64).await;
             Some((bytes, ids))
         });
         let mut before = 0;

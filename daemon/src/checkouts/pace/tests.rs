@@ -25,7 +25,7 @@ fn seconds(pace: &Pace, power: Power) -> u64 {
 
 const CHANGED: Situation = Situation {
     changed: true,
-    on_its_way: false,
+    is_held: false,
 };
 
 #[test]
@@ -76,13 +76,13 @@ fn nothing_is_cut_before_its_time_nor_without_a_change_nor_over_one_that_streams
     assert_eq!(pace.step(start, Power::Mains, CHANGED), Step::Wait(due));
     assert_eq!(pace.step(due, Power::Mains, CHANGED), Step::Cut);
     let streams = Situation {
-        on_its_way: true,
+        is_held: true,
         ..CHANGED
     };
     assert_eq!(pace.step(due, Power::Mains, streams), Step::Hold);
     let idle = Situation {
         changed: false,
-        on_its_way: true,
+        is_held: true,
     };
     assert_eq!(pace.step(due, Power::Mains, idle), Step::Pass);
     // What begins to change after a long rest is not cut at its first byte.

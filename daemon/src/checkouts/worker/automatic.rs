@@ -7,8 +7,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use img_lease::holder::Kind as LeaseKind;
+use img_lease::holder::{Before, Kind as LeaseKind};
 use img_types::WallMillis;
+use img_types::limits::GENERATIONS_UNSEALED_MAX;
 use tokio::sync::{oneshot, watch};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep_until};
@@ -143,7 +144,13 @@ impl Worker {
     fn fate(&self) -> Option<Fate> {
         let works = self.stage == Stage::Open && self.mounted.is_some() && self.onward.is_none();
         let holder = self.shared.keeper.holder(self.checkout);
-        match holder.filter(|_| works)?.kind() {
+        let holder = holder.filter(|_| works)?;
+        let before = holder.tenure().and_then(|tenure| tenure.before);
+        if before == Some(Before::ReadOnly) && self.is_read_only() {
+            // It has the lease for one commit of a person.
+            return None;
+        }
+        match holder.kind() {
             LeaseKind::Leased | LeaseKind::Lapsed if self.shared.home.revoked().is_none() => {
                 Some(Fate::Home)
             }
@@ -152,11 +159,19 @@ impl Worker {
         }
     }
 
+    /// Whether its changes are nobody else's business.
+    fn is_read_only(&self) -> bool {
+        let checkout = self.checkout;
+        let row = block_in_place(|| self.shared.state.now(|db| db.checkout(checkout)));
+        !matches!(row, Ok(Some(row)) if !row.read_only)
+    }
+
     fn situation(&self) -> Situation {
-        let changed = self
-            .tree
-            .as_ref()
-            .is_some_and(|tree| tree.stats().changed || self.has_uncut(tree, tree.closed_upto()));
+        let tree = self.tree.as_ref();
+        let stats = tree.map(|tree| tree.stats());
+        let is_full = stats.is_some_and(|stats| stats.closed >= GENERATIONS_UNSEALED_MAX);
+        let has_uncut = tree.is_some_and(|tree| self.has_uncut(tree, tree.closed_upto()));
+        let changed = has_uncut || stats.is_some_and(|stats| stats.changed);
         let (automatic, _) = self.wishes.askers();
         let waits = automatic || self.stage_upto.is_some();
         // What does not go on now is not waited for.
@@ -167,7 +182,7 @@ impl Worker {
             && !self.shared.home.uplink().is_held();
         Situation {
             changed,
-            on_its_way: waits && goes_on,
+            is_held: is_full || (waits && goes_on),
         }
     }
 
@@ -216,6 +231,10 @@ impl Worker {
         }
         self.automatic.pace.committed(now);
         self.automatic.wished_upto = generation;
+        if let Some(root) = self.kept.get(&generation) {
+            // Sealed before a restart.
+            self.roots.entry(generation).or_insert((*root, 0));
+        }
         self.stage_upto = self.stage_upto.filter(|upto| *upto > generation);
         if let Some(number) = self.wishes.move_automatic(generation) {
             let moved = block_in_place(|| {

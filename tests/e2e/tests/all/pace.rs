@@ -29,6 +29,20 @@ fn log(device: &Device, image: &str) -> Result<Vec<Value>> {
     })
 }
 
+/// How many commits an image has at home.
+fn commits(device: &Device, image: &str) -> Result<usize> {
+    let rows = log(device, image)?;
+    let home = rows.iter().filter(|row| row["home"] == true);
+    Ok(home.filter(|row| row["seq"].is_u64()).count())
+}
+
+/// Waits for one more commit of an image.
+fn commits_again(device: &Device, image: &str, seen: usize) -> Result<()> {
+    wait_for("a commit", || {
+        Ok((commits(device, image)? > seen).then_some(()))
+    })
+}
+
 /// Waits until the status says something.
 fn status_where(device: &Device, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
     wait_for(what, || {
@@ -119,18 +133,14 @@ fn nothing_is_cut_where_nothing_changes() -> Result<()> {
     laptop.json(&["create", "busy"])?;
     let busy = laptop.checkout("busy", &[])?;
     fs::write(mount.join("once"), "written")?;
-    wait_for("the first commit", || {
-        Ok((log(&laptop, "vm")?.len() == 2).then_some(()))
-    })?;
+    commits_again(&laptop, "vm", 1)?;
     comes_home(&laptop)?;
     let before = log(&laptop, "vm")?;
     // The other one shows that intervals pass.
     for round in 0..4 {
-        let seen = log(&laptop, "busy")?.len();
+        let seen = commits(&laptop, "busy")?;
         fs::write(busy.join("round"), format!("{round}"))?;
-        wait_for("a commit of the other image", || {
-            Ok((log(&laptop, "busy")?.len() > seen).then_some(()))
-        })?;
+        commits_again(&laptop, "busy", seen)?;
     }
     ensure!(log(&laptop, "vm")? == before);
     let status = laptop.status("vm")?;
@@ -207,9 +217,7 @@ fn now_and_then_means_the_newest_checkpoint_also_where_nothing_changes_any_more(
 fn with_the_home_away_cuts_go_on_and_all_that_was_asked_comes_home_in_order() -> Result<()> {
     let (mut world, laptop, mount) = paced("[checkpoints]\ninterval = \"1s\"\n")?;
     fs::write(mount.join("first"), "1")?;
-    wait_for("the first commit", || {
-        Ok((log(&laptop, "vm")?.len() == 2).then_some(()))
-    })?;
+    commits_again(&laptop, "vm", 1)?;
     world.home.kill()?;
     fs::write(mount.join("before"), "2")?;
     status_where(&laptop, "a cut without a home", |status| {
@@ -272,6 +280,44 @@ fn an_orphan_is_cut_here_and_stays_here() -> Result<()> {
         "--branch",
         "mine",
     ])?;
+    Ok(())
+}
+
+#[test]
+fn a_read_only_checkout_is_cut_by_nobody() -> Result<()> {
+    let (_world, laptop, mount) = paced("[checkpoints]\ninterval = \"1s\"\n")?;
+    let view = laptop.work().join("view");
+    let view_text = view.to_str().context("a path")?;
+    let opened = laptop.json(&["checkout", "vm", view_text, "--read-only"])?;
+    ensure!(opened["checkpoints"]["interval_s"].is_null(), "{opened}");
+    fs::write(view.join("private"), "mine")?;
+    // The leased one shows that intervals pass.
+    for round in 0..3 {
+        let seen = commits(&laptop, "vm")?;
+        fs::write(mount.join("round"), format!("{round}"))?;
+        commits_again(&laptop, "vm", seen)?;
+    }
+    let status = laptop.status(view_text)?;
+    ensure!(
+        checkpoints_local(&status) == 0 && status["changed"] == true,
+        "{status}"
+    );
+    ensure!(!mount.join("private").exists());
+    // A lease that is taken for one commit of a person is none for more.
+    laptop.json(&["release", "vm"])?;
+    laptop.json(&["release", view_text, "--discard"])?;
+    laptop.json(&["checkout", "vm", view_text, "--read-only"])?;
+    fs::write(view.join("shared"), "everybody's")?;
+    laptop.json(&["commit", view_text, "-m", "by hand"])?;
+    fs::write(view.join("private"), "mine")?;
+    let mount = laptop.checkout("vm", &[])?;
+    ensure!(mount.join("shared").exists());
+    let seen = commits(&laptop, "vm")?;
+    fs::write(mount.join("round"), "last")?;
+    commits_again(&laptop, "vm", seen)?;
+    ensure!(!mount.join("private").exists());
+    let status = laptop.status(view_text)?;
+    ensure!(checkpoints_local(&status) == 0, "{status}");
     Ok(())
 }
 
