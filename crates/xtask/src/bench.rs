@@ -12,6 +12,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         // Clients without mounts: neither the daemon nor the kernel's FUSE takes part.
         needs::ensure(&needs::ETCD)?;
         cargo(&["build", "--release", "-p", "imghome", "-p", "contend"])?;
+    } else if args.iter().any(|arg| arg == "background") {
+        needs::ensure_fuse()?;
+        let programs = ["-p", "imgd", "-p", "imgctl", "-p", "imghome"];
+        cargo(&[&["build", "--release"][..], &programs[..]].concat())?;
     } else {
         needs::ensure(&needs::BENCHMARKS)?;
         needs::ensure_fuse()?;

@@ -5,6 +5,7 @@
 //! `cargo xtask bench NAME`, which builds everything in release first.
 #![allow(clippy::print_stdout)]
 
+mod background;
 mod corpus;
 mod etcd;
 mod leases;
@@ -42,6 +43,8 @@ enum Work {
     Checkout,
     /// A commit after 3,500 random page writes to a raw disk; restic backs the disk up again
     Commit,
+    /// An application that writes 50 MB/s, without and with checkpoints that stream; no peer
+    Background,
     /// Contention for leases between client processes that are stopped and killed; checks every answer
     Leases(Contention),
     /// Durable lease calls per second; etcd grants leases and runs transactions
@@ -74,6 +77,7 @@ fn main() -> Result<()> {
         Work::LeaseRate => return leases::rate(cli.rounds),
         Work::Import => works::import(&cli.tree, cli.rounds)?,
         Work::Checkout => works::checkout(&cli.tree, cli.rounds)?,
+        Work::Background => background::run(cli.rounds)?,
         Work::Commit => works::commit(&cli.tree, cli.rounds)?,
     };
     println!("{table}");
