@@ -8,7 +8,7 @@ use img_types::{DeviceId, EntryId, HomeId};
 use crate::db::Stop;
 
 /// A commit record that may become a commit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Proposed {
     /// What the lease rules decide on.
     pub(crate) proposal: Proposal,

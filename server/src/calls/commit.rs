@@ -22,11 +22,11 @@ const ABSENT_NAMED_MAX: u32 = 256;
 /// Moves the head. A known commit gets the same receipt, for ever.
 pub(super) async fn commit(context: &mut Context<'_>, proposed: &Proposed) -> Result<Answer, Stop> {
     let proposal = &proposed.proposal;
-    if let Some(known) = history::find(context.tx.sql(), proposal.commit).await? {
+    if let Some(known) = history::find(context.tx.sql().await?, proposal.commit).await? {
         let receipt = known.receipt.into();
         return Ok(Answer::Committed { receipt });
     }
-    let history = history::known(context.tx.sql(), proposed).await?;
+    let history = history::known(context.tx.sql().await?, proposed).await?;
     let image = context.live_image(proposal.image).await?;
     let effect = grantor::commit(&image.state, &context.caller, proposal, history);
     let effect = effect.map_err(refused)?.ok_or_else(known_elsewhere)?;
@@ -39,7 +39,7 @@ pub(super) async fn commit(context: &mut Context<'_>, proposed: &Proposed) -> Re
 /// Keeps a streamed checkpoint beside the head.
 pub(super) async fn stage(context: &mut Context<'_>, proposed: &Proposed) -> Result<Answer, Stop> {
     let proposal = &proposed.proposal;
-    let history = history::known(context.tx.sql(), proposed).await?;
+    let history = history::known(context.tx.sql().await?, proposed).await?;
     let image = context.live_image(proposal.image).await?;
     let effect = grantor::stage(&image.state, &context.caller, proposal, history);
     let Some(effect) = effect.map_err(refused)? else {
@@ -63,7 +63,7 @@ pub(super) async fn unstage(
     image: ImageId,
     checkout: CheckoutId,
 ) -> Result<Answer, Stop> {
-    let Some(image) = images::load(context.tx.sql(), context.moment, image).await? else {
+    let Some(image) = context.tx.image(image).await? else {
         return Ok(Answer::Done);
     };
     let effect = grantor::unstage(&image.state, &context.caller, checkout).map_err(refused)?;
@@ -81,7 +81,7 @@ pub(super) async fn branch(
     terms: Terms,
 ) -> Result<Answer, Stop> {
     let proposal = &first.proposal;
-    if let Some(known) = history::find(context.tx.sql(), proposal.commit).await? {
+    if let Some(known) = history::find(context.tx.sql().await?, proposal.commit).await? {
         return branched_before(context, proposal, known.receipt.into()).await;
     }
     let history = History {
@@ -104,7 +104,7 @@ pub(super) async fn branched_before(
     first: &Proposal,
     receipt: Bytes,
 ) -> Result<Answer, Stop> {
-    let image = images::load(context.tx.sql(), context.moment, first.image).await?;
+    let image = context.tx.image(first.image).await?;
     let holder = (context.caller.device, first.checkout);
     let lease = image
         .and_then(|image| image.state.lease)
@@ -130,7 +130,7 @@ pub(super) async fn new_branch(
     if record.image != first.proposal.image {
         return Err(Refusal::BadRecord("name and commit are of two images".to_owned()).into());
     }
-    let named = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+    let named = images::load_named(context.tx.sql().await?, context.moment, record.tag).await?;
     if named.is_some() {
         return Err(Refusal::NameTaken.into());
     }
@@ -185,7 +185,7 @@ pub(super) async fn readmit(
             context.caller.incarnation = context.moment.incarnation;
         }
     }
-    let known = images::load(context.tx.sql(), context.moment, image).await?;
+    let known = context.tx.image(image).await?;
     if let (None, Some(descriptor), false) = (known, descriptor, commits.is_empty()) {
         bring_back(context, image, descriptor).await?;
     }
@@ -193,7 +193,7 @@ pub(super) async fn readmit(
     let mut unknown = Vec::new();
     for commit in commits {
         let id = commit.proposed.proposal.commit;
-        if history::find(context.tx.sql(), id).await?.is_none() {
+        if history::find(context.tx.sql().await?, id).await?.is_none() {
             unknown.push(&commit.proposed);
         }
     }
@@ -223,7 +223,7 @@ async fn bring_back(
     if record.image != image {
         return Err(Refusal::BadRecord("the name is another image's".to_owned()).into());
     }
-    let named = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+    let named = images::load_named(context.tx.sql().await?, context.moment, record.tag).await?;
     if named.is_some() {
         return Err(Refusal::NameTaken.into());
     }
@@ -264,13 +264,13 @@ async fn count_upload(context: &mut Context<'_>, proposal: &Proposal) -> Result<
 }
 
 async fn check_complete(context: &mut Context<'_>, root: ObjectId) -> Result<(), Stop> {
-    if !objects::complete(context.tx.sql(), &[root])
+    if !objects::complete(context.tx.sql().await?, &[root])
         .await?
         .is_empty()
     {
         return Ok(());
     }
-    let missing = objects::absent_below(context.tx.sql(), root, ABSENT_NAMED_MAX).await?;
+    let missing = objects::absent_below(context.tx.sql().await?, root, ABSENT_NAMED_MAX).await?;
     Err(Refusal::Incomplete { missing }.into())
 }
 
@@ -279,7 +279,7 @@ async fn check_roster_order(context: &mut Context<'_>, proposed: &Proposed) -> R
     let Some(parent) = proposed.proposal.parent else {
         return Ok(());
     };
-    let Some(parent) = history::find(context.tx.sql(), parent).await? else {
+    let Some(parent) = history::find(context.tx.sql().await?, parent).await? else {
         return Ok(());
     };
     let parent = Proposed::stored(&parent.record, context.moment.home)?;

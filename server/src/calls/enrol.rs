@@ -50,7 +50,7 @@ pub(super) async fn found(
                 };
             }
             let row = sqlx::query("SELECT founding_hash FROM home")
-                .fetch_one(tx.sql())
+                .fetch_one(tx.sql().await?)
                 .await?;
             // Comparing hashes tells nothing about the secret by how long it takes.
             if row.id(0, |hash| hash)? != founding_hash(&secret) {
@@ -159,7 +159,7 @@ pub(super) async fn register_invite(
     if !context.tx.roster()?.is_admin(&device) {
         return Err(Refusal::NotAdmin.into());
     }
-    if devices::count_invites(context.tx.sql(), device).await? >= INVITES_PER_DEVICE_MAX {
+    if devices::count_invites(context.tx.sql().await?, device).await? >= INVITES_PER_DEVICE_MAX {
         return Err(Refusal::OverLimit("invites of one device".to_owned()).into());
     }
     let ttl_max = u64::try_from(INVITE_TTL.as_millis()).unwrap_or(u64::MAX);
@@ -175,7 +175,7 @@ pub(super) async fn answer_join(
     answer: Option<Bytes>,
 ) -> Result<Answer, Stop> {
     context.caller.acts().map_err(refused)?;
-    let row = devices::find_invite(context.tx.sql(), invite).await?;
+    let row = devices::find_invite(context.tx.sql().await?, invite).await?;
     let own = row.is_some_and(|row| row.device == context.caller.device);
     if !own {
         return Err(Refusal::InviteUnknown.into());
@@ -204,9 +204,8 @@ async fn append_entry(tx: &mut Tx, entry: &SignedRosterEntry) -> Result<(), Stop
 }
 
 async fn end_leases(tx: &mut Tx, device: DeviceId) -> Result<(), Stop> {
-    let moment = tx.moment()?;
     for image in images::leased(tx, Some(device)).await? {
-        if let Some(image) = images::load(tx.sql(), moment, image).await?
+        if let Some(image) = tx.image(image).await?
             && let Some(effect) = grantor::revoke(&image.state, device)
         {
             effects::apply(tx, &effect, device).await?;
@@ -225,7 +224,7 @@ async fn log_roster(tx: &mut Tx, entry: &SignedRosterEntry, device: DeviceId) ->
         epoch: Epoch(0),
         time: clock::wall_millis(),
     };
-    tx.append_log(&line).await?;
+    tx.append_log(&line)?;
     Ok(())
 }
 

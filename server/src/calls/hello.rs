@@ -52,14 +52,14 @@ pub(super) async fn hello(
             let newest = tx.standing();
             let mut at_seen = None;
             if let Some(seen) = seen {
-                at_seen = history::standing_at(tx.sql(), newest, seen.position).await?;
+                at_seen = history::standing_at(tx.sql().await?, newest, seen.position).await?;
                 // The log goes on across incarnations, so that only position and root count.
                 if at_seen.map(|at| at.root) != Some(seen.root) {
                     return Err(Refusal::WentBack { at_seen }.into());
                 }
             }
-            let current = devices::newest_daemon(tx.sql(), device).await?;
-            let earlier = devices::instance_of(tx.sql(), device, nonce).await?;
+            let current = devices::newest_daemon(tx.sql().await?, device).await?;
+            let earlier = devices::instance_of(tx.sql().await?, device, nonce).await?;
             if earlier.is_none() && greeted.later_than(device, connection) {
                 let instance = LATE;
                 devices::add_daemon(tx, device, Start { nonce, instance }).await?;

@@ -18,7 +18,7 @@ pub(super) async fn create(
     terms: LeaseTerms,
 ) -> Result<Answer, Stop> {
     let record = &descriptor.record;
-    let named = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+    let named = images::load_named(context.tx.sql().await?, context.moment, record.tag).await?;
     let bytes = descriptor.to_bytes();
     let begun = named
         .as_ref()
@@ -57,7 +57,7 @@ pub(super) async fn insert(
     if record.seq != 0 {
         return Err(Refusal::BadRecord("it is no first descriptor".to_owned()).into());
     }
-    let used = images::load(context.tx.sql(), context.moment, record.image).await?;
+    let used = context.tx.image(record.image).await?;
     if used.is_some() {
         return Err(Refusal::BadRecord("an image has this id".to_owned()).into());
     }
@@ -91,7 +91,7 @@ pub(super) async fn set_descriptor(
         return Err(Refusal::DescriptorMoved.into());
     }
     if record.tag != image.tag {
-        let taken = images::load_named(context.tx.sql(), context.moment, record.tag).await?;
+        let taken = images::load_named(context.tx.sql().await?, context.moment, record.tag).await?;
         if taken.is_some() {
             return Err(Refusal::NameTaken.into());
         }
@@ -108,7 +108,9 @@ pub(super) async fn delete(
     image: ImageId,
     force: bool,
 ) -> Result<Answer, Stop> {
-    let image = images::load(context.tx.sql(), context.moment, image)
+    let image = context
+        .tx
+        .image(image)
         .await?
         .ok_or(Refusal::UnknownImage)?;
     let effect = grantor::delete(&image.state, &context.caller, force).map_err(refused)?;
@@ -126,7 +128,7 @@ pub(super) async fn set_trace(
 ) -> Result<Answer, Stop> {
     context.caller.acts().map_err(refused)?;
     context.live_image(image).await?;
-    if objects::complete(context.tx.sql(), &[trace])
+    if objects::complete(context.tx.sql().await?, &[trace])
         .await?
         .is_empty()
     {
@@ -162,6 +164,6 @@ async fn log_line(
         epoch,
         time: clock::wall_millis(),
     };
-    context.tx.append_log(&line).await?;
+    context.tx.append_log(&line)?;
     Ok(())
 }

@@ -3,11 +3,12 @@
 use img_lease::grantor::{self, Acquire, Claim};
 use img_lease::{Grant, Terms};
 use img_proto::{Answer, Call};
-use img_types::{CheckoutId, ImageId, ObjectId, Token};
+use img_types::{CheckoutId, ImageId, Token};
 
 use super::commit::branched_before;
 use super::transaction::{Context, refused};
-use crate::db::{Stop, history, images};
+use crate::db::Stop;
+use crate::db::images::Image;
 use crate::proposal::Proposed;
 
 /// Grants the lease of a free or lapsed image.
@@ -18,7 +19,7 @@ pub(super) async fn acquire(
 ) -> Result<Answer, Stop> {
     let image = context.live_image(image).await?;
     let grant = grantor::acquire(&image.state, &context.caller, want).map_err(refused)?;
-    granted(context, &grant, image.trace).await
+    granted(context, &grant, Some(&image)).await
 }
 
 /// Gives a lease a new deadline.
@@ -45,7 +46,7 @@ pub(super) async fn release(
     checkout: CheckoutId,
     token: Token,
 ) -> Result<Answer, Stop> {
-    let Some(image) = images::load(context.tx.sql(), context.moment, image).await? else {
+    let Some(image) = context.tx.image(image).await? else {
         return Ok(Answer::Done);
     };
     let effect = grantor::release(&image.state, &context.caller, checkout, token);
@@ -55,23 +56,20 @@ pub(super) async fn release(
     Ok(Answer::Done)
 }
 
-/// Writes a grant and answers with it and the head of the same transaction.
+/// Writes a grant of an image that was there before, or of a new one, and answers with it and the head of the
+/// same transaction.
 pub(super) async fn granted(
     context: &mut Context<'_>,
     grant: &Grant,
-    trace: Option<ObjectId>,
+    before: Option<&Image>,
 ) -> Result<Answer, Stop> {
     context.apply(&grant.effect).await?;
-    let head = match grant.effect.image.head_commit() {
-        Some(commit) => history::find(context.tx.sql(), commit).await?,
-        None => None,
-    };
     Ok(Answer::Granted {
         token: grant.token,
         ttl_ms: grant.ttl_ms,
-        head: head.map(|row| row.record.into()),
+        head: before.and_then(|image| image.head_record.clone()),
         current: true,
-        trace,
+        trace: before.and_then(|image| image.trace),
     })
 }
 
@@ -117,10 +115,9 @@ pub(super) async fn standing_of(
             trace,
         });
     };
-    let image = images::load(context.tx.sql(), context.moment, image).await?;
-    let stands = image
-        .as_ref()
-        .filter(|image| grantor::grant_stands(&image.state, &context.caller, checkout, token));
+    let image = context.tx.image(image).await?;
+    let stands =
+        image.filter(|image| grantor::grant_stands(&image.state, &context.caller, checkout, token));
     let Some(image) = stands else {
         return Ok(Answer::Granted {
             token,
@@ -130,14 +127,10 @@ pub(super) async fn standing_of(
             trace,
         });
     };
-    let newest = match image.state.head_commit() {
-        Some(commit) => history::find(context.tx.sql(), commit).await?,
-        None => None,
-    };
     Ok(Answer::Granted {
         token,
         ttl_ms: image.state.lease.map_or(0, |lease| lease.remaining_ms),
-        head: newest.map(|row| row.record.into()),
+        head: image.head_record,
         current: true,
         trace: image.trace,
     })

@@ -13,7 +13,9 @@ pub(super) async fn pin(
     commit: CommitId,
     checkout: CheckoutId,
 ) -> Result<Answer, Stop> {
-    let known = history::find(context.tx.sql(), commit).await?.is_some();
+    let known = history::find(context.tx.sql().await?, commit)
+        .await?
+        .is_some();
     let pin = grantor::pin(&context.caller, commit, checkout, known).map_err(refused)?;
     history::set_pin(context.tx, &pin).await?;
     Ok(Answer::Done)

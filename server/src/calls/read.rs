@@ -61,11 +61,7 @@ async fn list(
             if !wanted(&image) {
                 continue;
             }
-            let head = match image.state.head_commit() {
-                Some(commit) => history::find(&mut connection, commit).await?,
-                None => None,
-            };
-            let row = image.into_row(head.map(|head| head.record));
+            let row = image.into_row();
             match room.checked_sub(row_len(&row)) {
                 Some(left) if rows.len() < RECORDS_PER_REPLY_MAX => room = left,
                 _ => return Ok((rows, true)),

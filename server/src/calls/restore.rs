@@ -25,8 +25,7 @@ pub(crate) async fn begin(tx: &mut Tx) -> Result<(), Stop> {
     let incarnation = crate::random().map_err(|error| Stop::Broken(error.to_string()))?;
     let incarnation = Incarnation::from_bytes(incarnation);
     for image in images::leased(tx, None).await? {
-        let moment = tx.moment()?;
-        if let Some(image) = images::load(tx.sql(), moment, image).await? {
+        if let Some(image) = tx.image(image).await? {
             effects::write_state(tx, &grantor::restored(&image.state)).await?;
         }
     }
@@ -42,7 +41,7 @@ pub(crate) async fn begin(tx: &mut Tx) -> Result<(), Stop> {
 /// Writes down that this home has or had an incarnation, unless the log says so: from then on its receipts start
 /// nothing.
 async fn name(tx: &mut Tx, incarnation: Incarnation) -> Result<(), Stop> {
-    if history::names(tx.sql(), incarnation).await? {
+    if history::names(tx.sql().await?, incarnation).await? {
         return Ok(());
     }
     let line = LogEntry {
@@ -53,7 +52,7 @@ async fn name(tx: &mut Tx, incarnation: Incarnation) -> Result<(), Stop> {
         epoch: Epoch(0),
         time: clock::wall_millis(),
     };
-    tx.append_log(&line).await?;
+    tx.append_log(&line)?;
     Ok(())
 }
 
@@ -62,10 +61,10 @@ async fn name(tx: &mut Tx, incarnation: Incarnation) -> Result<(), Stop> {
 pub(super) async fn begin_if_proved(tx: &mut Tx, receipt: &Receipt) -> Result<bool, Stop> {
     let newest = tx.standing();
     let known = if receipt.incarnation == newest.incarnation {
-        let here = history::standing_at(tx.sql(), newest, receipt.position).await?;
+        let here = history::standing_at(tx.sql().await?, newest, receipt.position).await?;
         here.map(|here| here.root) == Some(receipt.log_root)
     } else {
-        history::names(tx.sql(), receipt.incarnation).await?
+        history::names(tx.sql().await?, receipt.incarnation).await?
     };
     if known {
         return Ok(false);

@@ -55,7 +55,7 @@ pub(super) async fn steal(
     let Some((descriptor, first)) = branch else {
         let grant = grantor::steal(&image.state, &context.caller, checkout, terms, &expect);
         let grant = grant.map_err(refused)?;
-        return granted(context, &grant, image.trace).await;
+        return granted(context, &grant, Some(&image)).await;
     };
     let loser = image.state.lease.map(|lease| lease.device);
     let roster = context.tx.roster()?;
@@ -72,7 +72,7 @@ pub(super) async fn steal(
         loser_member,
     );
     let stolen = stolen.map_err(refused)?;
-    let answer = granted(context, &stolen.grant, image.trace).await?;
+    let answer = granted(context, &stolen.grant, Some(&image)).await?;
     commit::new_branch(context, &descriptor, &first, &stolen.branch).await?;
     Ok(answer)
 }

@@ -7,11 +7,11 @@ use img_lease::{Caller, Refused};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
 use img_records::SigningSecret;
 use img_types::limits::INVITE_TTL;
-use img_types::{DeviceId, RequestId};
+use img_types::{DeviceId, ImageId, RequestId};
 
 use super::{Daemon, commit, enrol, image, lease, pins, steal};
 use crate::db::images::{self, Moment, lease_row};
-use crate::db::{Stop, Tx, devices, effects, history, requests, uploads};
+use crate::db::{Needs, Stop, Tx, devices, effects, history, requests, uploads};
 use crate::home::Home;
 
 /// How long the answer to a join can be fetched after the invite expired.
@@ -35,9 +35,13 @@ pub(super) async fn mutate(
     let hash = requests::hash(&call)?;
     let prepared = Prepared::new(home, daemon.device, call)?;
     let key = Arc::clone(&home.key);
+    let needs = Needs {
+        request: (daemon.device, id),
+        image: prepared.image(),
+    };
     home.db
         .writer()
-        .call(move |tx| {
+        .call_needing(needs, move |tx| {
             Box::pin(async move {
                 let caller = caller(tx, daemon).await?;
                 // A fenced daemon may branch what it has, and is not even told what became of its other calls:
@@ -54,12 +58,12 @@ pub(super) async fn mutate(
                     moment,
                     key,
                 };
-                let earlier = requests::outcome(context.tx, daemon.device, id, hash).await?;
+                let earlier = requests::outcome(context.tx, needs.request, hash).await?;
                 if let Some(earlier) = earlier {
                     return lease::standing_of(&mut context, &prepared.call, earlier).await;
                 }
                 let answer = context.run(prepared).await?;
-                requests::keep(context.tx, daemon.device, id, hash, &answer).await?;
+                requests::keep(context.tx, needs.request, hash, &answer)?;
                 Ok(answer)
             })
         })
@@ -117,6 +121,20 @@ impl Prepared {
             _ => Records::None,
         };
         Ok(Self { call, records })
+    }
+
+    /// The image whose rows the call asks for, if it is one under or about a lease.
+    fn image(&self) -> Option<ImageId> {
+        match (&self.call, &self.records) {
+            (
+                Call::Acquire { image, .. }
+                | Call::Renew { image, .. }
+                | Call::Release { image, .. }
+                | Call::Steal { image, .. },
+                _,
+            ) => Some(*image),
+            _ => None,
+        }
     }
 }
 
@@ -215,11 +233,8 @@ impl Context<'_> {
     }
 
     /// Reads an image that is not deleted.
-    pub(super) async fn live_image(
-        &mut self,
-        image: img_types::ImageId,
-    ) -> Result<images::Image, Stop> {
-        let image = images::load(self.tx.sql(), self.moment, image).await?;
+    pub(super) async fn live_image(&mut self, image: ImageId) -> Result<images::Image, Stop> {
+        let image = self.tx.image(image).await?;
         image
             .filter(|image| image.state.tombstone_ms.is_none())
             .ok_or_else(|| Refusal::UnknownImage.into())
@@ -232,14 +247,14 @@ impl Context<'_> {
 }
 
 async fn caller(tx: &mut Tx, daemon: Daemon) -> Result<Caller, Stop> {
-    let newest = devices::newest_daemon(tx.sql(), daemon.device).await?;
+    let newest = tx.newest_instance(daemon.device).await?;
     let roster = tx.roster()?;
     let member = roster.member(&daemon.device);
     Ok(Caller {
         device: daemon.device,
         member: member.is_some_and(|member| member.active()),
         instance: daemon.instance,
-        newest_instance: newest.map_or(daemon.instance, |newest| newest.instance),
+        newest_instance: newest.unwrap_or(daemon.instance),
         incarnation: tx.standing().incarnation,
     })
 }
@@ -301,9 +316,8 @@ pub(crate) async fn tidy(home: &Home) -> Result<(), Stop> {
                 if !founded {
                     return Ok(());
                 }
-                let moment = tx.moment()?;
                 for image in images::overdue(tx).await? {
-                    if let Some(image) = images::load(tx.sql(), moment, image).await? {
+                    if let Some(image) = tx.image(image).await? {
                         effects::write_state(tx, &image.state).await?;
                     }
                 }

@@ -33,7 +33,7 @@ pub(super) async fn join(
         JoinRequest::decode(&request).map_err(bad)?;
         let keep = home.db.writer().call(move |tx| {
             Box::pin(async move {
-                let row = devices::find_invite(tx.sql(), invite).await?;
+                let row = devices::find_invite(tx.sql().await?, invite).await?;
                 let row = row.ok_or(Refusal::InviteUnknown)?;
                 match row.request {
                     // The same one may come again.

@@ -39,7 +39,7 @@ pub(crate) async fn insert(tx: &mut Tx, entries: &[Noted]) -> Result<(), Stop> {
         .bind(entry.call)
         .bind(entry.refusal.as_deref())
         .bind(&entry.reason[..])
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     }
     for (sql, kept) in [
@@ -56,7 +56,7 @@ pub(crate) async fn insert(tx: &mut Tx, entries: &[Noted]) -> Result<(), Stop> {
     ] {
         sqlx::query(sql)
             .bind(i64::from(kept))
-            .execute(tx.sql())
+            .execute(tx.sql().await?)
             .await?;
     }
     Ok(())

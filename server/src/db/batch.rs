@@ -3,9 +3,13 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use sqlx::Sqlite;
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+
 /// How many rows one statement takes; the last part of a batch goes through the smaller ones. Wider
 /// ones cost more than they save: SQLite finds the name of each parameter by a linear search.
-const WIDTHS: [usize; 3] = [1, 8, 64];
+const WIDTHS: [usize; 4] = [1, 4, 16, 64];
 
 /// One SQL text for each width.
 pub(crate) struct Shapes([String; WIDTHS.len()]);
@@ -25,7 +29,7 @@ impl Shapes {
         }))
     }
 
-    /// `head ($1, $2, …)`; a list that is shorter than its statement repeats its last member.
+    /// `head ($1, $2, …)`.
     pub(crate) fn list(head: &str) -> Self {
         Self(WIDTHS.map(|rows| {
             let mut sql = format!("{head} (");
@@ -67,6 +71,22 @@ impl Shapes {
 /// A set of statements that is built once.
 pub(crate) type Batch = LazyLock<Shapes>;
 
+/// The items of a part of [`Shapes::padded`], and its last one as often as it must be repeated.
+pub(crate) fn repeat_last<T>(part: &[T], fill: usize) -> impl Iterator<Item = &T> {
+    let last = part.last().into_iter();
+    part.iter().chain(last.cycle().take(fill))
+}
+
+/// A statement of [`Shapes::list`] with its ids.
+pub(crate) fn bind_ids<'q, T>(
+    sql: &'static str,
+    part: &'q [T],
+    fill: usize,
+    bytes: fn(&T) -> &[u8; 32],
+) -> Query<'q, Sqlite, SqliteArguments> {
+    repeat_last(part, fill).fold(sqlx::query(sql), |query, id| query.bind(&bytes(id)[..]))
+}
+
 fn push_parameters(sql: &mut String, from: usize, count: usize) {
     for n in 0..count {
         let comma = if n == 0 { "" } else { ", " };
@@ -86,7 +106,7 @@ mod tests {
         let items: Vec<u32> = (0..300).collect();
         let parts: Vec<usize> = ROWS.exact(&items).map(|(_, part)| part.len()).collect();
         assert_eq!(parts.iter().sum::<usize>(), 300);
-        assert_eq!(parts[3..6], [64, 8, 8]);
+        assert_eq!(parts[3..6], [64, 16, 16]);
         let (sql, _) = ROWS.exact(&items[..1]).next().unwrap();
         assert_eq!(sql, "INSERT INTO t VALUES ($1, $2) END");
 

@@ -6,8 +6,19 @@ use img_records::signed::Signed;
 use img_types::{DaemonNonce, DeviceId, Instance, InviteId, LogPosition};
 use sqlx::SqliteConnection;
 
+use super::batch::{Batch, Shapes, bind_ids};
 use super::{Columns as _, OpenError, Stop, Tx, big};
 use crate::clock::RunningMillis;
+
+/// A device has a row for each of its starts: the newest is looked for by itself.
+static NEWEST: Batch = Batch::new(|| {
+    Shapes::groups(
+        "SELECT v.column1, (SELECT d.instance FROM daemons d WHERE d.device = v.column1 \
+         ORDER BY d.instance DESC LIMIT 1) FROM (VALUES",
+        1,
+        ") AS v",
+    )
+});
 
 /// Reads the roster and verifies it entry by entry; nothing before the home is founded.
 pub(crate) async fn load_roster(
@@ -35,7 +46,7 @@ pub(crate) async fn append_roster(tx: &mut Tx, seq: u64, entry: &[u8]) -> Result
     sqlx::query("INSERT INTO roster (seq, entry) VALUES ($1, $2)")
         .bind(big(seq))
         .bind(entry)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -74,6 +85,22 @@ pub(crate) async fn newest_daemon(
     row.map(read).transpose()
 }
 
+/// The highest instance of each of these devices; those that never said Hello are left out.
+pub(super) async fn newest_instances(
+    connection: &mut SqliteConnection,
+    devices: &[DeviceId],
+) -> sqlx::Result<Vec<(DeviceId, Instance)>> {
+    let mut found = Vec::new();
+    for (sql, part, fill) in NEWEST.padded(devices) {
+        let query = bind_ids(sql, part, fill, DeviceId::as_bytes);
+        for row in query.fetch_all(&mut *connection).await? {
+            let newest = row.number_opt(1)?.map(Instance);
+            found.extend(newest.map(|newest| Ok((row.id(0, DeviceId::from_bytes)?, newest))));
+        }
+    }
+    found.into_iter().collect()
+}
+
 /// The number of a daemon start, if it has been here.
 pub(crate) async fn instance_of(
     connection: &mut SqliteConnection,
@@ -94,7 +121,7 @@ pub(crate) async fn add_daemon(tx: &mut Tx, device: DeviceId, daemon: Daemon) ->
         .bind(&device.as_bytes()[..])
         .bind(&daemon.nonce.as_bytes()[..])
         .bind(big(daemon.instance.0))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -106,7 +133,7 @@ pub(crate) async fn newest_position(
 ) -> Result<Option<LogPosition>, Stop> {
     let row = sqlx::query("SELECT MAX(position) FROM log WHERE device = $1")
         .bind(&device.as_bytes()[..])
-        .fetch_one(tx.sql())
+        .fetch_one(tx.sql().await?)
         .await?;
     Ok(row.number_opt(0)?.map(LogPosition))
 }
@@ -134,7 +161,7 @@ pub(crate) async fn add_invite(
     .bind(&invite.as_bytes()[..])
     .bind(&device.as_bytes()[..])
     .bind(big(until.0))
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -189,7 +216,7 @@ pub(crate) async fn ask_again(tx: &mut Tx, invite: InviteId, request: &[u8]) -> 
     sqlx::query("UPDATE invites SET request = $2, answer = NULL WHERE invite = $1")
         .bind(&invite.as_bytes()[..])
         .bind(request)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -199,7 +226,7 @@ pub(crate) async fn set_join(tx: &mut Tx, invite: InviteId, request: &[u8]) -> R
     sqlx::query("UPDATE invites SET request = $2 WHERE invite = $1 AND request IS NULL")
         .bind(&invite.as_bytes()[..])
         .bind(request)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -237,7 +264,7 @@ pub(crate) async fn answer_join(
     sqlx::query(sql)
         .bind(&invite.as_bytes()[..])
         .bind(answer)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -248,7 +275,7 @@ pub(crate) async fn expire_invites(tx: &mut Tx, kept_ms: u64) -> Result<(), Stop
     sqlx::query("DELETE FROM invites WHERE (request IS NULL AND until_ms <= $1) OR until_ms <= $2")
         .bind(big(now))
         .bind(i64::try_from(now).unwrap_or(i64::MAX) - big(kept_ms))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! What follows from a call, as rows: an image's new state, its log entries, its names.
 
-use img_lease::{Effect, ImageState, Lease, Logged, Staged};
+use img_lease::{Effect, ImageState, Logged, Staged};
 use img_records::{LogEntry, LogKind};
-use img_types::{CheckoutId, DeviceId, ImageId, LeaseMode, NameTag, ObjectId};
+use img_types::{DeviceId, ImageId, NameTag, ObjectId};
 
-use super::{Columns as _, Stop, Tx, big};
-use crate::clock;
+use super::{Stop, Tx, big};
+use crate::clock::{self, RunningMillis};
 
 /// Makes the row of a new image; its state follows with [`apply`].
 pub(crate) async fn add_image(
@@ -23,7 +23,7 @@ pub(crate) async fn add_image(
     .bind(&tag.as_bytes()[..])
     .bind(descriptor)
     .bind(now)
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -54,65 +54,53 @@ pub(crate) async fn apply(tx: &mut Tx, effect: &Effect, device: DeviceId) -> Res
             epoch: effect.image.epoch,
             time: clock::wall_millis(),
         };
-        tx.append_log(&entry).await?;
+        tx.append_log(&entry)?;
     }
     Ok(())
 }
 
 /// Writes an image's state; records newly staged are written by [`stage`].
 pub(crate) async fn write_state(tx: &mut Tx, state: &ImageState) -> Result<(), Stop> {
-    let now = big(tx.now().0);
-    let image = &state.image.as_bytes()[..];
-    sqlx::query(
-        "UPDATE images SET head = $2, seq = $3, epoch = $4, tombstone_ms = $5, as_of_ms = $6 \
-         WHERE image = $1",
-    )
-    .bind(image)
-    .bind(state.head.map(|head| head.commit.as_bytes().to_vec()))
-    .bind(state.head.map(|head| big(head.seq.0)))
-    .bind(big(state.epoch.0))
-    .bind(state.tombstone_ms.map(big))
-    .bind(now)
-    .execute(tx.sql())
-    .await?;
-    match &state.lease {
-        Some(lease) => set_lease(tx, state.image, lease).await?,
-        None => {
-            sqlx::query("DELETE FROM leases WHERE image = $1")
-                .bind(image)
-                .execute(tx.sql())
-                .await?;
+    let Some(rows) = tx.image_rows(state.image).await? else {
+        return Err(Stop::Broken(
+            "an image without a row has a state".to_owned(),
+        ));
+    };
+    let mut changed = Vec::new();
+    for row in &rows.staged {
+        let kept = state.staged_by(&row.checkout());
+        let until = kept.and_then(|staged| staged_until(tx, state, staged));
+        if kept.is_none() || until != row.until {
+            changed.push((row.checkout(), kept.is_some(), until));
         }
     }
-    let rows = sqlx::query("SELECT checkout, until_ms FROM staged WHERE image = $1")
-        .bind(image)
-        .fetch_all(tx.sql())
-        .await?;
-    for row in rows {
-        let checkout = row.id(0, CheckoutId::from_bytes)?;
-        let kept = state.staged_by(&checkout);
-        let until = kept.and_then(|staged| staged_until(tx, state, staged));
-        if kept.is_some() && until == row.number_opt(1)? {
-            continue;
-        }
+    let same_head = rows.head == state.head;
+    let now = tx.now();
+    tx.set_image_rows(rows.with(state, now));
+    if changed.is_empty() && same_head {
+        return Ok(());
+    }
+    // What is remembered of the image does not have its new head's record, nor these rows as they become.
+    tx.sql().await?;
+    for (checkout, kept, until) in changed {
         let sql = match kept {
-            Some(_) => "UPDATE staged SET until_ms = $3 WHERE image = $1 AND checkout = $2",
-            None => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 IS NULL",
+            true => "UPDATE staged SET until_ms = $3 WHERE image = $1 AND checkout = $2",
+            false => "DELETE FROM staged WHERE image = $1 AND checkout = $2 AND $3 IS NULL",
         };
         sqlx::query(sql)
-            .bind(image)
+            .bind(&state.image.as_bytes()[..])
             .bind(&checkout.as_bytes()[..])
-            .bind(until.map(big))
-            .execute(tx.sql())
+            .bind(until.map(|until| big(until.0)))
+            .execute(tx.sql().await?)
             .await?;
     }
     Ok(())
 }
 
 /// Until when a staged record is kept; nothing while its token is current.
-fn staged_until(tx: &Tx, state: &ImageState, staged: &Staged) -> Option<u64> {
+fn staged_until(tx: &Tx, state: &ImageState, staged: &Staged) -> Option<RunningMillis> {
     let ticks = !state.holder_staged(staged, tx.standing().incarnation);
-    ticks.then(|| tx.now().plus(staged.remaining_ms).0)
+    ticks.then(|| tx.now().plus(staged.remaining_ms))
 }
 
 /// Writes the record of a staged checkpoint in place of its checkout's earlier one.
@@ -131,8 +119,8 @@ pub(crate) async fn stage(
     .bind(&staged.proposal.image.as_bytes()[..])
     .bind(&staged.proposal.checkout.as_bytes()[..])
     .bind(record)
-    .bind(until.map(big))
-    .execute(tx.sql())
+    .bind(until.map(|until| big(until.0)))
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -148,7 +136,7 @@ pub(crate) async fn set_descriptor(
         .bind(&image.as_bytes()[..])
         .bind(&tag.as_bytes()[..])
         .bind(descriptor)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -158,7 +146,7 @@ pub(crate) async fn set_trace(tx: &mut Tx, image: ImageId, trace: ObjectId) -> R
     sqlx::query("UPDATE images SET trace = $2 WHERE image = $1")
         .bind(&image.as_bytes()[..])
         .bind(&trace.as_bytes()[..])
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -168,29 +156,7 @@ pub(crate) async fn add_stored(tx: &mut Tx, image: ImageId, bytes: u64) -> Resul
     sqlx::query("UPDATE images SET stored_bytes = stored_bytes + $2 WHERE image = $1")
         .bind(&image.as_bytes()[..])
         .bind(big(bytes))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
-    Ok(())
-}
-
-async fn set_lease(tx: &mut Tx, image: ImageId, lease: &Lease) -> Result<(), Stop> {
-    sqlx::query(
-        "INSERT INTO leases (image, device, checkout, epoch, offline, ttl_ms, remaining_ms, \
-         lapsed, base) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
-         ON CONFLICT (image) DO UPDATE SET device = excluded.device, checkout = excluded.checkout, \
-         epoch = excluded.epoch, offline = excluded.offline, ttl_ms = excluded.ttl_ms, \
-         remaining_ms = excluded.remaining_ms, lapsed = excluded.lapsed, base = excluded.base",
-    )
-    .bind(&image.as_bytes()[..])
-    .bind(&lease.device.as_bytes()[..])
-    .bind(&lease.checkout.as_bytes()[..])
-    .bind(big(lease.epoch.0))
-    .bind(i64::from(lease.mode == LeaseMode::Offline))
-    .bind(big(lease.ttl_ms))
-    .bind(big(lease.remaining_ms))
-    .bind(i64::from(lease.lapsed))
-    .bind(lease.base.map(|base| base.as_bytes().to_vec()))
-    .execute(tx.sql())
-    .await?;
     Ok(())
 }

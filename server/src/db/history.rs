@@ -68,7 +68,7 @@ pub(crate) async fn insert(tx: &mut Tx, proposed: &Proposed, receipt: &[u8]) -> 
     .bind(big(proposed.proposal.seq.0))
     .bind(&proposed.bytes)
     .bind(receipt)
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -208,7 +208,7 @@ pub(crate) async fn find_pin(
     let row = sqlx::query("SELECT device, until_ms FROM pins WHERE id = $1 AND checkout = $2")
         .bind(&commit.as_bytes()[..])
         .bind(&checkout.as_bytes()[..])
-        .fetch_optional(tx.sql())
+        .fetch_optional(tx.sql().await?)
         .await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Pin {
@@ -230,7 +230,7 @@ pub(crate) async fn set_pin(tx: &mut Tx, pin: &Pin) -> Result<(), Stop> {
     .bind(&pin.checkout.as_bytes()[..])
     .bind(&pin.device.as_bytes()[..])
     .bind(big(until.0))
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -242,7 +242,7 @@ pub(crate) async fn renew_pins(tx: &mut Tx, device: DeviceId) -> Result<(), Stop
     sqlx::query("UPDATE pins SET until_ms = $2 WHERE device = $1")
         .bind(&device.as_bytes()[..])
         .bind(big(until.0))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -279,7 +279,7 @@ pub(crate) async fn remove_pin(
     sqlx::query("DELETE FROM pins WHERE id = $1 AND checkout = $2")
         .bind(&commit.as_bytes()[..])
         .bind(&checkout.as_bytes()[..])
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -289,7 +289,7 @@ pub(crate) async fn expire_pins(tx: &mut Tx) -> Result<(), Stop> {
     let now = big(tx.now().0);
     sqlx::query("DELETE FROM pins WHERE until_ms <= $1")
         .bind(now)
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }

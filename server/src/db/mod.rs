@@ -1,7 +1,7 @@
 //! The home's database: opening it safely, reading it, and the one task that writes it.
 //!
-//! The rows are the truth of every lease, head and object place; nothing is cached beside them but
-//! the log's end and the roster, which the writer publishes after each durable transaction. The
+//! The rows are the truth of every lease, head and object place; nothing is cached beside them for longer than
+//! a transaction but the log's end and the roster, which the writer publishes after each durable one. The
 //! tables are described in `schema.sql`, the order of durable writes in `docs/protocol.md`.
 
 pub(crate) mod audit;
@@ -10,6 +10,7 @@ pub(crate) mod devices;
 pub(crate) mod effects;
 pub(crate) mod history;
 pub(crate) mod images;
+mod memory;
 pub(crate) mod objects;
 pub(crate) mod requests;
 mod row;
@@ -29,6 +30,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 
+pub(crate) use memory::Needs;
 pub(crate) use row::{Columns, big};
 pub(crate) use tx::{NO_DEVICE, NO_IMAGE, Stop, Tx};
 pub(crate) use writer::{Published, Writer};
@@ -41,6 +43,8 @@ const SQLITE_VERSION_MIN: (u32, u32, u32) = (3, 51, 3);
 const READERS_MAX: u32 = 4;
 /// Page cache of each connection: ids are random, so that every row lands on another page.
 const CACHE_KIB: u32 = 16 * 1024;
+/// Statements that each connection keeps prepared: all that this program has, those over many rows in each width.
+const STATEMENTS_KEPT: usize = 256;
 /// How long another process (`imghome invite`, `usage`) may hold the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -99,6 +103,7 @@ impl Address {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
+            .statement_cache_capacity(STATEMENTS_KEPT)
             .disable_statement_logging()
     }
 }

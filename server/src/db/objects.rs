@@ -11,7 +11,7 @@ use img_store::{PackId, Place};
 use img_types::ObjectId;
 use sqlx::SqliteConnection;
 
-use super::batch::{Batch, Shapes};
+use super::batch::{Batch, Shapes, bind_ids};
 use super::{Columns as _, Stop, Tx, big};
 
 /// Names a spool or a pack within this home; never used again.
@@ -63,7 +63,7 @@ pub(crate) async fn insert(tx: &mut Tx, objects: &[NewObject]) -> Result<u64, St
         fresh.entry(object.id).or_insert(object);
     }
     let ids: Vec<ObjectId> = fresh.keys().copied().collect();
-    for (id, _) in known(tx.sql(), &ids).await? {
+    for (id, _) in known(tx.sql().await?, &ids).await? {
         fresh.remove(&id);
     }
     let outside: BTreeSet<ObjectId> = fresh
@@ -73,7 +73,7 @@ pub(crate) async fn insert(tx: &mut Tx, objects: &[NewObject]) -> Result<u64, St
         .copied()
         .collect();
     let outside: Vec<ObjectId> = outside.into_iter().collect();
-    let mut complete: BTreeSet<ObjectId> = known(tx.sql(), &outside)
+    let mut complete: BTreeSet<ObjectId> = known(tx.sql().await?, &outside)
         .await?
         .into_iter()
         .filter_map(|(id, missing)| (missing == 0).then_some(id))
@@ -143,7 +143,7 @@ pub(crate) async fn locate(
 ) -> sqlx::Result<BTreeMap<ObjectId, Located>> {
     let mut found = BTreeMap::new();
     for (sql, part, fill) in LOCATE.padded(ids) {
-        for row in bind_ids(sql, part, fill)
+        for row in bind_ids(sql, part, fill, ObjectId::as_bytes)
             .fetch_all(&mut *connection)
             .await?
         {
@@ -170,12 +170,12 @@ pub(crate) async fn lose(tx: &mut Tx, id: ObjectId, located: Located) -> Result<
     .bind(&id.as_bytes()[..])
     .bind(big(located.store.0))
     .bind(big(located.place.offset))
-    .fetch_optional(tx.sql())
+    .fetch_optional(tx.sql().await?)
     .await?;
     if let Some(row) = row {
         sqlx::query("DELETE FROM waits WHERE parent = $1")
             .bind(big(row.number(0)?))
-            .execute(tx.sql())
+            .execute(tx.sql().await?)
             .await?;
     }
     Ok(())
@@ -194,7 +194,7 @@ pub(crate) async fn relocate(
             .bind(big(from.0))
             .bind(big(to.0))
             .bind(big(place.offset))
-            .execute(tx.sql())
+            .execute(tx.sql().await?)
             .await?;
     }
     Ok(())
@@ -211,7 +211,7 @@ pub(crate) async fn add_store(
     )
     .bind(big(store.0))
     .bind(pack.map(|pack| pack.as_bytes().to_vec()))
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     Ok(())
 }
@@ -220,7 +220,7 @@ pub(crate) async fn add_store(
 pub(crate) async fn remove_store(tx: &mut Tx, store: StoreNumber) -> Result<(), Stop> {
     sqlx::query("DELETE FROM stores WHERE number = $1")
         .bind(big(store.0))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -281,7 +281,7 @@ async fn known(
 ) -> sqlx::Result<Vec<(ObjectId, u64)>> {
     let mut known = Vec::new();
     for (sql, part, fill) in KNOWN.padded(ids) {
-        for row in bind_ids(sql, part, fill)
+        for row in bind_ids(sql, part, fill, ObjectId::as_bytes)
             .fetch_all(&mut *connection)
             .await?
         {
@@ -303,7 +303,7 @@ async fn insert_rows(tx: &mut Tx, rows: &[(u64, &NewObject, u64)]) -> sqlx::Resu
                 .bind(i64::from(object.place.len))
                 .bind(big(*missing));
         }
-        query.execute(tx.sql()).await?;
+        query.execute(tx.sql().await?).await?;
     }
     Ok(())
 }
@@ -314,7 +314,7 @@ async fn insert_waits(tx: &mut Tx, waits: &[(ObjectId, u64)]) -> sqlx::Result<()
         for (child, parent) in part {
             query = query.bind(&child.as_bytes()[..]).bind(big(*parent));
         }
-        query.execute(tx.sql()).await?;
+        query.execute(tx.sql().await?).await?;
     }
     Ok(())
 }
@@ -324,7 +324,10 @@ async fn settle(tx: &mut Tx, mut ready: Vec<ObjectId>) -> sqlx::Result<()> {
     while !ready.is_empty() {
         let mut waiting = Vec::new();
         for (sql, part, fill) in WAITING.padded(&ready) {
-            for row in bind_ids(sql, part, fill).fetch_all(tx.sql()).await? {
+            for row in bind_ids(sql, part, fill, ObjectId::as_bytes)
+                .fetch_all(tx.sql().await?)
+                .await?
+            {
                 waiting.push((row.id(0, ObjectId::from_bytes)?, row.number(1)?));
             }
         }
@@ -333,13 +336,13 @@ async fn settle(tx: &mut Tx, mut ready: Vec<ObjectId>) -> sqlx::Result<()> {
             sqlx::query("DELETE FROM waits WHERE child = $1 AND parent = $2")
                 .bind(&child.as_bytes()[..])
                 .bind(big(parent))
-                .execute(tx.sql())
+                .execute(tx.sql().await?)
                 .await?;
             let row = sqlx::query(
                 "UPDATE objects SET missing = missing - 1 WHERE number = $1 RETURNING id, missing",
             )
             .bind(big(parent))
-            .fetch_one(tx.sql())
+            .fetch_one(tx.sql().await?)
             .await?;
             if row.number(1)? == 0 {
                 ready.push(row.id(0, ObjectId::from_bytes)?);
@@ -347,19 +350,6 @@ async fn settle(tx: &mut Tx, mut ready: Vec<ObjectId>) -> sqlx::Result<()> {
         }
     }
     Ok(())
-}
-
-fn bind_ids<'q>(
-    sql: &'static str,
-    part: &'q [ObjectId],
-    fill: usize,
-) -> sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
-    let last = part.last().into_iter().cycle().take(fill);
-    let mut query = sqlx::query(sql);
-    for id in part.iter().chain(last) {
-        query = query.bind(&id.as_bytes()[..]);
-    }
-    query
 }
 
 #[cfg(test)]

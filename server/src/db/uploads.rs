@@ -28,12 +28,12 @@ pub(crate) async fn open(
     .bind(&device.as_bytes()[..])
     .bind(&checkout.as_bytes()[..])
     .bind(now)
-    .execute(tx.sql())
+    .execute(tx.sql().await?)
     .await?;
     let row = sqlx::query("SELECT upload FROM uploads WHERE device = $1 AND checkout = $2")
         .bind(&device.as_bytes()[..])
         .bind(&checkout.as_bytes()[..])
-        .fetch_one(tx.sql())
+        .fetch_one(tx.sql().await?)
         .await?;
     Ok(row.id(0, UploadId::from_bytes)?)
 }
@@ -63,7 +63,7 @@ pub(crate) async fn progress(tx: &mut Tx, upload: UploadId, new_bytes: u64) -> R
         .bind(&upload.as_bytes()[..])
         .bind(now)
         .bind(big(new_bytes))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
@@ -78,7 +78,7 @@ pub(crate) async fn finish(
         sqlx::query("DELETE FROM uploads WHERE device = $1 AND checkout = $2 RETURNING new_bytes")
             .bind(&device.as_bytes()[..])
             .bind(&checkout.as_bytes()[..])
-            .fetch_optional(tx.sql())
+            .fetch_optional(tx.sql().await?)
             .await?;
     row.map_or(Ok(0), |row| Ok(row.number(0)?))
 }
@@ -88,14 +88,16 @@ pub(crate) async fn close(tx: &mut Tx, upload: UploadId, device: DeviceId) -> Re
     sqlx::query("DELETE FROM uploads WHERE upload = $1 AND device = $2")
         .bind(&upload.as_bytes()[..])
         .bind(&device.as_bytes()[..])
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }
 
 /// Ends all sessions: what their devices were told is here may not be here any more.
 pub(crate) async fn forget(tx: &mut Tx) -> Result<(), Stop> {
-    sqlx::query("DELETE FROM uploads").execute(tx.sql()).await?;
+    sqlx::query("DELETE FROM uploads")
+        .execute(tx.sql().await?)
+        .await?;
     Ok(())
 }
 
@@ -106,7 +108,7 @@ pub(crate) async fn expire(tx: &mut Tx) -> Result<(), Stop> {
     };
     sqlx::query("DELETE FROM uploads WHERE active_ms <= $1")
         .bind(big(before))
-        .execute(tx.sql())
+        .execute(tx.sql().await?)
         .await?;
     Ok(())
 }

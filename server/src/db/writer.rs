@@ -1,9 +1,10 @@
 //! The one task that writes: groups queued work into transactions and answers when it is durable.
 //!
-//! Each piece of work runs inside a savepoint. A refusal rolls its savepoint back, so a refused
-//! call changes nothing, and the others of its group go on. Nobody is answered before the group's
-//! transaction is on disk. A failing commit ends the process: what is in memory is then ahead of
-//! what is durable, and start-up reads the truth again.
+//! What a piece of work leaves waits in memory or stands behind a savepoint. A refusal drops the one and rolls
+//! back the other, so a refused call changes nothing, and the others of its group go on. Nobody is answered
+//! before the group's transaction is on disk. If what the group left cannot be written, the group is taken back
+//! and everybody in it is told; a failing commit ends the process: what is in memory is then ahead of what is
+//! durable, and start-up reads the truth again.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::{SharedRoster, Stop, Tx};
+use super::{Needs, SharedRoster, Stop, Tx};
 use crate::clock::{RunningClock, RunningMillis};
 
 /// What the writer tells everybody after each durable transaction.
@@ -26,23 +27,56 @@ pub(crate) struct Published {
     pub(crate) group: u64,
 }
 
-/// Tells a caller how its work ended; `false` if the group found no room on the disk.
-type Answer = Box<dyn FnOnce(bool) + Send>;
+/// Tells a caller how its work ended, or that its group was lost.
+type Answer = Box<dyn FnOnce(Option<Lost>) + Send>;
 type Work = Box<dyn for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, (Ended, Answer)> + Send>;
+
+/// A piece of work in the queue.
+struct Queued {
+    needs: Option<Needs>,
+    work: Work,
+}
 
 /// What becomes of a piece of work, or of a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Kept,
     TakenBack,
-    /// The disk is full, and SQLite may have taken the whole group back.
+    Lost(Lost),
+}
+
+/// Why a group was taken back whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// The disk is full, and SQLite may have taken the group back by itself.
     Full,
+    /// Its rows could not be written.
+    Unwritten,
+}
+
+impl Lost {
+    fn by(error: &sqlx::Error) -> Self {
+        if is_full(error) {
+            tracing::error!("the database's disk is full; nothing was written");
+            Self::Full
+        } else {
+            tracing::error!(%error, "a group of calls could not be written");
+            Self::Unwritten
+        }
+    }
+
+    fn stop(self) -> Stop {
+        match self {
+            Self::Full => Refusal::NoRoom("the database's disk is full".to_owned()).into(),
+            Self::Unwritten => Stop::Broken("its group could not be written".to_owned()),
+        }
+    }
 }
 
 /// Sends work to the writer task.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
-    queue: mpsc::Sender<Work>,
+    queue: mpsc::Sender<Queued>,
     published: watch::Receiver<Published>,
     roster: watch::Receiver<SharedRoster>,
     clock: RunningClock,
@@ -96,25 +130,46 @@ impl Writer {
         T: Send + 'static,
         F: for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, Result<T, Stop>> + Send + 'static,
     {
+        self.queue_up(None, work).await
+    }
+
+    /// The same for work of which is known what it will ask for, which is read with what others of its group
+    /// need.
+    ///
+    /// # Errors
+    /// As of [`Writer::call`].
+    pub(crate) async fn call_needing<T, F>(&self, needs: Needs, work: F) -> Result<T, Stop>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, Result<T, Stop>> + Send + 'static,
+    {
+        self.queue_up(Some(needs), work).await
+    }
+
+    async fn queue_up<T, F>(&self, needs: Option<Needs>, work: F) -> Result<T, Stop>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Tx) -> BoxFuture<'a, Result<T, Stop>> + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let work: Work = Box::new(move |tx| {
             Box::pin(async move {
                 let result = work(tx).await;
                 let ended = match &result {
                     Ok(_) => Ended::Kept,
-                    Err(Stop::Database(error)) if is_full(error) => Ended::Full,
+                    Err(Stop::Database(error)) if is_full(error) => Ended::Lost(Lost::by(error)),
                     Err(_) => Ended::TakenBack,
                 };
-                let answer: Answer = Box::new(move |durable| {
-                    let full = || Refusal::NoRoom("the database's disk is full".to_owned());
-                    let result = if durable { result } else { Err(full().into()) };
+                let answer: Answer = Box::new(move |lost| {
+                    let result = lost.map_or(result, |lost| Err(lost.stop()));
                     // A caller who no longer waits finds the outcome under its request id.
                     let _ = answer.send(result);
                 });
                 (ended, answer)
             })
         });
-        self.queue.send(work).await.map_err(|_| Stop::Closing)?;
+        let queued = Queued { needs, work };
+        self.queue.send(queued).await.map_err(|_| Stop::Closing)?;
         answered.await.map_err(|_| Stop::Closing)?
     }
 
@@ -176,7 +231,7 @@ impl Publish {
 
 async fn run(
     mut tx: Tx,
-    mut incoming: mpsc::Receiver<Work>,
+    mut incoming: mpsc::Receiver<Queued>,
     publish: Publish,
     mut stopped: watch::Receiver<bool>,
     group_max: usize,
@@ -197,22 +252,22 @@ async fn run(
         }
         let before = tx.memory();
         let mut answers = Vec::with_capacity(group.len());
-        match run_group(&mut tx, group.drain(..), &mut answers).await {
+        let lost = match run_group(&mut tx, &mut group, &mut answers).await {
             Ok(Ended::Kept) => {
                 publish.tell(&tx);
-                answers.into_iter().for_each(|answer| answer(true));
+                None
             }
             Ok(Ended::TakenBack) => {
                 tx.abandon(before).await;
-                answers.into_iter().for_each(|answer| answer(true));
+                None
             }
-            Ok(Ended::Full) => {
-                tracing::error!("the database's disk is full; nothing was written");
+            Ok(Ended::Lost(lost)) => {
                 tx.abandon(before).await;
-                answers.into_iter().for_each(|answer| answer(false));
+                Some(lost)
             }
             Err(error) => fatal(&error),
-        }
+        };
+        answers.into_iter().for_each(|answer| answer(lost));
     }
     if let Err(error) = tx.close().await {
         tracing::error!(%error, "the database did not close cleanly");
@@ -220,20 +275,25 @@ async fn run(
 }
 
 /// Runs a group and makes it durable, unless all of it was taken back (so that refusals, which strangers
-/// can provoke, cost no sync) or the disk is full.
+/// can provoke, cost no sync) or cannot be written. Work of a lost group that did not run is told nothing but
+/// that its queue has gone.
 async fn run_group(
     tx: &mut Tx,
-    group: impl Iterator<Item = Work>,
+    group: &mut Vec<Queued>,
     answers: &mut Vec<Answer>,
 ) -> sqlx::Result<Ended> {
-    tx.begin().await?;
+    let needs: Vec<Needs> = group.iter().filter_map(|queued| queued.needs).collect();
+    tx.begin(&needs).await?;
     let mut whole = Ended::TakenBack;
-    for work in group {
+    for queued in group.drain(..) {
         let before = tx.memory();
-        let (ended, answer) = work(tx).await;
+        let (ended, answer) = (queued.work)(tx).await;
         answers.push(answer);
+        if let Some(error) = tx.torn() {
+            return Ok(Ended::Lost(Lost::by(&error)));
+        }
         match ended {
-            Ended::Full => return Ok(Ended::Full),
+            Ended::Lost(lost) => return Ok(Ended::Lost(lost)),
             Ended::Kept => {
                 whole = Ended::Kept;
                 tx.keep().await?;
@@ -244,8 +304,11 @@ async fn run_group(
     if whole == Ended::TakenBack {
         return Ok(whole);
     }
+    if let Err(error) = tx.write().await {
+        return Ok(Ended::Lost(Lost::by(&error)));
+    }
     match tx.commit().await {
-        Err(error) if is_full(&error) => Ok(Ended::Full),
+        Err(error) if is_full(&error) => Ok(Ended::Lost(Lost::by(&error))),
         outcome => outcome.map(|()| whole),
     }
 }

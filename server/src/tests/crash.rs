@@ -83,7 +83,7 @@ async fn objects_without_room_for_their_rows_are_refused_as_such() {
     let limit = |pages: &'static str| {
         home.running().home.db.writer().call(move |tx| {
             Box::pin(async move {
-                sqlx::query(pages).execute(tx.sql()).await?;
+                sqlx::query(pages).execute(tx.sql().await?).await?;
                 Ok(())
             })
         })

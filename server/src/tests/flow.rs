@@ -445,7 +445,7 @@ async fn more_images_than_fit_one_reply_are_told_in_pages() {
                 .bind(&id[..])
                 .bind(&descriptor)
                 .bind(&commit.as_bytes()[..])
-                .execute(tx.sql())
+                .execute(tx.sql().await?)
                 .await?;
             }
             Ok(())

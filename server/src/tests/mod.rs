@@ -9,6 +9,7 @@ mod crash;
 mod devices;
 mod enrolment;
 mod flow;
+mod groups;
 mod leases;
 mod papers;
 mod rules;

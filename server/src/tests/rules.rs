@@ -235,7 +235,7 @@ async fn a_call_under_the_lease_does_not_write_what_others_have_staged() {
         let count = home.running().home.db.writer().call(|tx| {
             Box::pin(async move {
                 let sql = "SELECT total_changes()";
-                let count: i64 = sqlx::query_scalar(sql).fetch_one(tx.sql()).await?;
+                let count: i64 = sqlx::query_scalar(sql).fetch_one(tx.sql().await?).await?;
                 Ok(count)
             })
         });

@@ -3,8 +3,9 @@
 use img_proto::Refusal;
 use img_records::{LogEntry, LogKind};
 use img_types::{DeviceId, Epoch, Incarnation, LogPosition, WallMillis};
+use tokio::sync::oneshot;
 
-use crate::db::{self, Address, Database, NO_IMAGE, NewHome, Stop, Tx};
+use crate::db::{self, Address, Database, NO_IMAGE, NewHome, Stop, Tx, big};
 
 async fn open() -> (tempfile::TempDir, Address, Database) {
     let dir = tempfile::tempdir().unwrap();
@@ -20,6 +21,10 @@ async fn open() -> (tempfile::TempDir, Address, Database) {
     (dir, address, database)
 }
 
+/// What the log itself then cannot write.
+const TAKE_A_POSITION: &str = "INSERT INTO log (position, entry, root, image, device) \
+     VALUES ($1, x'00', x'00', x'00', x'00')";
+
 async fn append(tx: &mut Tx, subject: u8) -> Result<LogPosition, Stop> {
     let entry = LogEntry {
         kind: LogKind::Grant,
@@ -29,7 +34,7 @@ async fn append(tx: &mut Tx, subject: u8) -> Result<LogPosition, Stop> {
         epoch: Epoch(0),
         time: WallMillis(0),
     };
-    tx.append_log(&entry).await.map(|at| at.position)
+    tx.append_log(&entry).map(|at| at.position)
 }
 
 #[tokio::test]
@@ -89,12 +94,64 @@ async fn a_group_of_refusals_is_no_transaction() {
 }
 
 #[tokio::test]
+async fn a_group_that_cannot_be_written_leaves_nothing_and_all_of_it_is_told() {
+    let (_dir, _, database) = open().await;
+    let writer = database.writer();
+    for flushed_within in [false, true] {
+        let before = *writer.published().borrow();
+        // Holds the writer until the others are queued.
+        let (go, wait) = oneshot::channel::<()>();
+        let (begin, began) = oneshot::channel::<()>();
+        let first = writer.call(move |_| {
+            Box::pin(async move {
+                begin.send(()).unwrap();
+                wait.await.unwrap();
+                Ok(())
+            })
+        });
+        let good = writer.call(|tx| Box::pin(async move { append(tx, 1).await.map(drop) }));
+        let bad = writer.call(|tx| {
+            Box::pin(async move {
+                let taken = big(tx.standing().position.0 + 1);
+                sqlx::query(TAKE_A_POSITION)
+                    .bind(taken)
+                    .execute(tx.sql().await?)
+                    .await?;
+                append(tx, 1).await.map(drop)
+            })
+        });
+        let last = writer.call(move |tx| {
+            Box::pin(async move {
+                if flushed_within {
+                    tx.sql().await?;
+                }
+                Ok(())
+            })
+        });
+        let others = async {
+            began.await.unwrap();
+            let release = async { go.send(()).unwrap() };
+            tokio::join!(good, bad, last, release)
+        };
+        let (first, (good, bad, last, ())) = tokio::join!(first, others);
+        first.unwrap();
+        for lost in [good, bad, last] {
+            assert!(matches!(lost, Err(Stop::Broken(_))), "{lost:?}");
+        }
+        let after = *writer.published().borrow();
+        assert_eq!(after.standing, before.standing);
+        let kept = writer.call(|tx| Box::pin(append(tx, 2))).await;
+        assert_eq!(kept.unwrap().0, before.standing.position.0 + 1);
+    }
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_the_group_and_the_home_goes_on() {
     let (_dir, _, database) = open().await;
     let limit = |pages: &'static str| {
         database.writer().call(move |tx| {
             Box::pin(async move {
-                sqlx::query(pages).execute(tx.sql()).await?;
+                sqlx::query(pages).execute(tx.sql().await?).await?;
                 Ok(())
             })
         })
