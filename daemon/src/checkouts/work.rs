@@ -331,12 +331,13 @@ pub(super) async fn give_back(
     .await
 }
 
-/// Ends something at home; waits out an absent home. What the home does not know has ended.
+/// Ends something at home; waits out an absent home. What the home does not have has ended; a home that is in
+/// trouble still has it.
 async fn end_one(shared: &Shared, call: Call) -> Result<(), CallError> {
     loop {
         match shared.home.mutate(call.clone()).await {
             Ok(ended) => return Ok(shared.home.settle(ended.request).await?),
-            Err(CallError::Refused(refusal)) => {
+            Err(CallError::Refused(refusal)) if says_gone(&refusal) => {
                 tracing::debug!(%refusal, "something was gone before it was given back");
                 return Ok(());
             }
@@ -344,6 +345,18 @@ async fn end_one(shared: &Shared, call: Call) -> Result<(), CallError> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a refusal says that there is nothing left to be ended, or nothing that this daemon may end.
+fn says_gone(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::TokenStale { .. }
+            | Refusal::UnknownImage
+            | Refusal::UnknownCommit
+            | Refusal::NotMember
+            | Refusal::InstanceFenced
+    )
 }
 
 /// Ends what the home keeps for a checkout: its lease, or the pin of what it read; and what is staged of it, where

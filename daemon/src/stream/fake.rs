@@ -59,6 +59,12 @@ pub(crate) struct Inner {
     pub(crate) lose_receipt: bool,
     /// Takes this many more calls with a request id; for those after it a newer daemon has come.
     pub(crate) fence_after: Option<usize>,
+    /// Refuses the next release so.
+    pub(crate) refuse_release: Option<Refusal>,
+    /// Says of every record that is to be staged that objects are missing.
+    pub(crate) stays_incomplete: bool,
+    /// How far the device that is to be revoked has acted, as it says.
+    pub(crate) log_moved: LogPosition,
     /// Looks at every commit record before it is answered.
     pub(crate) witness: Option<Witness>,
     /// Says once that the upload session has ended.
@@ -97,6 +103,9 @@ impl FakeHome {
             hang_up_after: None,
             lose_receipt: false,
             fence_after: None,
+            refuse_release: None,
+            stays_incomplete: false,
+            log_moved: LogPosition(0),
             witness: None,
             end_session: false,
             steal: None,
@@ -275,14 +284,17 @@ impl Inner {
                 checkout, token, ..
             } => {
                 self.calls.push("release");
-                grantor::release(&self.image, &caller, checkout, token)
-                    .map(|effect| {
-                        if let Some(effect) = effect {
-                            self.image = effect.image;
-                        }
-                        Answer::Done
-                    })
-                    .map_err(refusal)
+                match self.refuse_release.take() {
+                    Some(refusal) => Err(refusal),
+                    None => grantor::release(&self.image, &caller, checkout, token)
+                        .map(|effect| {
+                            if let Some(effect) = effect {
+                                self.image = effect.image;
+                            }
+                            Answer::Done
+                        })
+                        .map_err(refusal),
+                }
             }
             Call::Images { .. } => {
                 self.calls.push("images");
@@ -304,6 +316,19 @@ impl Inner {
             Call::Pin { .. } => {
                 self.calls.push("pin");
                 Ok(Answer::Done)
+            }
+            Call::RosterAppend { .. } => {
+                self.calls.push("append");
+                let position = self.log_moved;
+                Err(Refusal::LogMoved { position })
+            }
+            Call::Stage { commit } => {
+                self.calls.push("stage");
+                let missing = self.incomplete(SignedCommit::decode(&commit).unwrap().record.root);
+                match missing.is_empty() && !self.stays_incomplete {
+                    true => Ok(Answer::Done),
+                    false => Err(Refusal::Incomplete { missing }),
+                }
             }
             Call::Commit { commit } => {
                 self.calls.push("commit");

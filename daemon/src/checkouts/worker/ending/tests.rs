@@ -2,12 +2,15 @@
 
 use std::fs;
 
+use img_proto::Refusal;
+
 use super::super::Command;
 use super::*;
 use crate::checkouts::CommitRequest;
 use crate::checkouts::scene::Scene;
+use crate::home::CallError;
 use crate::state::PendingCommit;
-use crate::stream::fake::CHECKOUT;
+use crate::stream::fake::{CHECKOUT, IMAGE};
 
 async fn released(worker: &mut Worker, discard: bool) -> Result<Value, ApiError> {
     let (done, answer) = oneshot::channel();
@@ -104,4 +107,31 @@ async fn a_checkout_whose_changes_are_dropped_takes_no_more() {
     }
     let wishes = scene.device.state.now(|db| db.wishes(CHECKOUT)).unwrap();
     assert_eq!(wishes, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_given_back_once_the_home_says_so_or_does_not_have_it() {
+    let scene = Scene::new().await;
+    let token = scene.device.token();
+    let give_back = || work::give_back(&scene.shared, IMAGE, CHECKOUT, token);
+    let held = || scene.fake.lock().image.lease.is_some();
+    for trouble in [
+        Refusal::NoRoom("the database's disk is full".into()),
+        Refusal::Internal("database".into()),
+        Refusal::HelloFirst,
+    ] {
+        scene.fake.lock().refuse_release = Some(trouble.clone());
+        let kept = give_back().await;
+        assert!(
+            matches!(&kept, Err(CallError::Refused(told)) if *told == trouble),
+            "{kept:?}"
+        );
+        assert!(held());
+    }
+    give_back().await.unwrap();
+    assert!(!held());
+    for gone in [Refusal::UnknownImage, Refusal::NotMember] {
+        scene.fake.lock().refuse_release = Some(gone);
+        give_back().await.unwrap();
+    }
 }
