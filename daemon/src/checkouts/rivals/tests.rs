@@ -113,6 +113,11 @@ async fn what_cannot_be_judged_is_kept_and_looked_at_again() {
         inner.listed = images.iter().map(|image| image.row.clone()).collect();
         inner.firsts.insert(lost.row.image, first);
     }
+    // The pause has begun, and is over at once; the home answers in its own time.
+    tokio::task::yield_now().await;
+    tokio::time::pause();
+    tokio::time::advance(LOOK_PAUSE).await;
+    tokio::time::resume();
     let again = tokio::time::timeout(10 * LOOK_PAUSE, inbox.recv()).await;
     let Ok(Some(Command::Onward(onward))) = again else {
         panic!("nobody looked again: {:?}", scene.fake.lock().calls);

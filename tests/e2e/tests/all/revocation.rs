@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Device, Program, World, wait_for};
+use e2e::{Device, World, wait_for};
 use serde_json::Value;
 
 /// Waits until a device has heard that it was revoked, and returns the status of its checkout.
@@ -202,20 +203,20 @@ fn a_revocation_that_is_cut_off_is_done_or_not_and_can_be_asked_for_again() -> R
     let mut b = world.joined("b", &a)?;
     b.json(&["create", "vm"])?;
     b.checkout("vm", &[])?;
+    for name in ["c", "d", "e"] {
+        world.joined(name, &a)?;
+    }
     world.home.stop()?;
     a.fails(6, &["device", "revoke", "b", "--yes"])?;
     b.kill()?;
     world.home.start()?;
     // Wherever it is when the daemon ends: before it is signed, on its way, or answered.
-    let mut asked = Program::new("imgctl")?
-        .env("IMGD_SOCKET", &a.socket())
-        .env("IMGD_STATE", &a.state())
-        .args(["--no-start", "device", "revoke", "b", "--yes"]);
-    asked.spawn()?;
-    a.kill()?;
-    a.restart()?;
-    let done = a.json(&["device", "revoke", "b", "--yes"])?;
-    ensure!(done["key_epoch"] == 1, "{done}");
+    for (epoch, name, after_ms) in [(1, "b", 16), (2, "c", 0), (3, "d", 64), (4, "e", 256)] {
+        let revoke = ["device", "revoke", name, "--yes"];
+        a.kill_during(&revoke, Duration::from_millis(after_ms))?;
+        let done = a.json(&revoke)?;
+        ensure!(done["key_epoch"] == epoch, "{done}");
+    }
     // Who was off meanwhile hears of it at its first contact.
     b.restart()?;
     let status = revoked(&b, "vm")?;

@@ -1,10 +1,10 @@
 //! What a person is told: that the home is away or went back, who took an image and why, and what to do next.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Device, Program, World, wait_for};
+use e2e::{Device, Program, SOON, World, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -68,6 +68,7 @@ fn a_status_says_that_the_home_is_away_or_went_back_and_why_a_checkout_is_an_orp
         .lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()?;
+    ensure!(listed.len() == 2, "{listed:?}");
     for image in &listed {
         let status = laptop.status(text(image, "name"))?;
         ensure!(
@@ -192,30 +193,24 @@ fn nobody_waits_long_for_a_home_that_hangs() -> Result<()> {
     kill_process(home, Signal::STOP)?;
     let dest = world.path("dest");
     let dest = dest.to_str().context("UTF-8")?;
-    let timed = |code: Option<i32>, args: &[&str]| -> Result<Duration> {
+    let timed = |code: Option<i32>, args: &[&str]| -> Result<()> {
         let began = Instant::now();
         match code {
             Some(code) => drop(laptop.fails(code, args)?),
             None => drop(laptop.json(args)?),
         }
-        Ok(began.elapsed())
+        // How long exactly is the machine's matter; a home that hangs does so for ever.
+        let took = began.elapsed();
+        ensure!(took < SOON, "{args:?}: {took:?}");
+        Ok(())
     };
     let outcome = (|| {
         // What is here needs no home; what is not is given up.
-        let here = timed(None, &["export", "full", dest])?;
-        let hydrated = timed(None, &["hydrate", "full"])?;
-        let away = timed(Some(6), &["hydrate", "vm"])?;
-        let moved = timed(Some(6), &["home", "address", "127.0.0.1:9"])?;
-        Ok::<_, anyhow::Error>([here, hydrated, away, moved])
+        timed(None, &["export", "full", dest])?;
+        timed(None, &["hydrate", "full"])?;
+        timed(Some(6), &["hydrate", "vm"])?;
+        timed(Some(6), &["home", "address", "127.0.0.1:9"])
     })();
     kill_process(home, Signal::CONT)?;
-    let [here, hydrated, away, moved] = outcome?;
-    let seconds = Duration::from_secs;
-    ensure!(
-        here < seconds(10) && hydrated < seconds(5),
-        "{here:?} {hydrated:?}"
-    );
-    ensure!(away < seconds(20), "{away:?}");
-    ensure!(moved < seconds(6), "{moved:?}");
-    Ok(())
+    outcome
 }
