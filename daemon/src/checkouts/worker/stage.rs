@@ -20,7 +20,7 @@ use crate::commits::OpenCommit;
 use crate::events::Phase;
 use crate::home::CallError;
 use crate::state::Stage;
-use crate::stream::{Draft, Sent, UploadError};
+use crate::stream::{Draft, UploadError};
 
 /// A staging that is under way: the task that streams it and the worker that may stop it have one word on which of
 /// the two comes first.
@@ -87,14 +87,20 @@ impl Worker {
         self.streaming = Some(tokio::spawn(async move {
             reporter.phase(Phase::Push, Some(draft.sealed_bytes));
             let uploader = shared.uploader(draft.checkout).patiently(hurry);
-            let mut sent = Sent::default();
-            let staged = loop {
-                sent.add(uploader.stream(draft.root.id, &reporter).await?);
-                if let Some(staged) = staging.stage(&shared, &draft).await? {
-                    break staged;
+            let mut sent = uploader.stream(draft.root.id, &reporter).await?;
+            for _ in 0..ROUNDS_MAX {
+                match staging.stage(&shared, &draft).await {
+                    // It may have lost what it had of the base.
+                    Err(CommitError::Call(CallError::Refused(Refusal::Incomplete { .. }))) => {
+                        sent.add(uploader.mend(draft.root.id, &reporter).await?);
+                    }
+                    Err(CommitError::Call(CallError::Refused(Refusal::SessionClosed))) => {
+                        sent.add(uploader.stream(draft.root.id, &reporter).await?);
+                    }
+                    staged => return Ok(Some((generation, Arrived::Staged(staged?, sent)))),
                 }
-            };
-            Ok(Some((generation, Arrived::Staged(staged, sent))))
+            }
+            Err(CallError::Protocol("a checkpoint that stays incomplete").into())
         }));
     }
 
@@ -152,8 +158,8 @@ impl Staging {
         passed.is_ok()
     }
 
-    /// Tells the home of a record whose objects it has; nothing if it lacks some.
-    async fn stage(&self, shared: &Shared, draft: &Draft) -> Result<Option<CommitId>, CommitError> {
+    /// Tells the home of a record whose objects it has. It may be stopped again once the home says that it lacks some.
+    async fn stage(&self, shared: &Shared, draft: &Draft) -> Result<CommitId, CommitError> {
         let (files, logical_bytes) = work::totals(&shared.home, draft.root).await?;
         let draft = Draft {
             files,
@@ -170,13 +176,16 @@ impl Staging {
             return Err(UploadError::Interrupted.into());
         }
         match shared.home.repeat(request, call).await {
-            Ok(Answer::Done) => Ok(Some(commit.id)),
+            Ok(Answer::Done) => Ok(commit.id),
             Ok(_) => Err(CallError::Protocol("no answer to a stage").into()),
-            Err(CallError::Refused(Refusal::Incomplete { .. } | Refusal::SessionClosed)) => {
-                self.0.store(STREAMING, Ordering::Release);
-                Ok(None)
+            Err(error) => {
+                if let CallError::Refused(Refusal::Incomplete { .. } | Refusal::SessionClosed) =
+                    &error
+                {
+                    self.0.store(STREAMING, Ordering::Release);
+                }
+                Err(error.into())
             }
-            Err(error) => Err(error.into()),
         }
     }
 }
@@ -187,12 +196,87 @@ const STREAMING: u8 = 0;
 const SENDING: u8 = 1;
 /// It has been stopped, and sends nothing.
 const STOPPED: u8 = 2;
+/// How often a record is sent again after what was missing has been brought home.
+const ROUNDS_MAX: usize = 5;
 /// Pause before a checkpoint that could not be staged is tried again.
 const STAGE_PAUSE: std::time::Duration = std::time::Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use tokio::sync::{mpsc, oneshot};
+    use tokio::time::{interval, timeout};
+
+    use super::super::Command;
     use super::*;
+    use crate::checkouts::CommitRequest;
+    use crate::checkouts::scene::Scene;
+
+    async fn drive(worker: &mut Worker, is_done: impl Fn(&Worker) -> bool) {
+        let (_commands, mut inbox) = mpsc::channel(1);
+        let mut tick = interval(Duration::from_secs(3_600));
+        loop {
+            worker.advance().await;
+            if is_done(worker) {
+                return;
+            }
+            let happened = worker.next(&mut inbox, &mut tick).await;
+            worker.apply(happened).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_home_has_lost_is_brought_again_before_a_checkpoint_is_staged() {
+        let scene = Scene::new().await;
+        let mut worker = scene.worker();
+        worker.mount().unwrap();
+        let mut noise = vec![0; 1 << 20];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        fs::write(scene.mount().join("first"), noise).unwrap();
+        let ((done, _cut), (committed, _outcome)) = (oneshot::channel(), oneshot::channel());
+        let request = CommitRequest::default();
+        worker.obey(Command::Commit {
+            request,
+            done,
+            committed,
+        });
+        drive(&mut worker, |worker| worker.base.is_some()).await;
+        fs::write(scene.mount().join("second"), "2").unwrap();
+        scene.fake.lock().objects.clear();
+        let (done, _cut) = oneshot::channel();
+        worker.obey(Command::Checkpoint {
+            message: String::new(),
+            done,
+        });
+        let is_staged = |worker: &Worker| worker.view.borrow().staged.is_some();
+        let staged = timeout(SOON, drive(&mut worker, is_staged)).await;
+        assert!(staged.is_ok(), "it is sent again and again");
+        worker.stop();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_that_cannot_be_completed_is_not_sent_again_and_again() {
+        let scene = Scene::new().await;
+        let mut worker = scene.worker();
+        worker.mount().unwrap();
+        fs::write(scene.mount().join("file"), "1").unwrap();
+        // It says that it lacks what it said it has.
+        scene.fake.lock().stays_incomplete = true;
+        let (done, _cut) = oneshot::channel();
+        worker.obey(Command::Checkpoint {
+            message: String::new(),
+            done,
+        });
+        let gave_up = |worker: &Worker| worker.stage_again.is_some();
+        let ended = timeout(SOON, drive(&mut worker, gave_up)).await;
+        assert!(ended.is_ok(), "it is sent again and again");
+        worker.stop();
+    }
+
+    /// Longer than any of it takes.
+    const SOON: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_staging_is_sent_or_stopped_and_never_both() {
