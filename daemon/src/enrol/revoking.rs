@@ -54,7 +54,7 @@ pub async fn revoke(home: &Home, name: &str) -> Result<Value, ApiError> {
         refuse_last_admin(&roster, device, device == home.device())?;
         if let Err(error) = append(home, device).await {
             return Err(match error {
-                CallError::Away => unknown(name),
+                CallError::Away => unknown(name, device),
                 error => home.explain(&error, name),
             });
         }
@@ -94,6 +94,11 @@ async fn append(home: &Home, device: DeviceId) -> Result<(), CallError> {
                 return learn(home, device).await;
             }
             Err(CallError::Refused(Refusal::LogMoved { position })) => {
+                // What the device does up to there counts for ever: the home has to show a log that gets so far.
+                home.catch_up().await?;
+                if home.seen().is_none_or(|seen| seen.position < position) {
+                    return Err(CallError::Protocol("a position beyond the end of the log"));
+                }
                 at = position;
                 last = Refusal::LogMoved { position };
             }
@@ -174,13 +179,16 @@ pub(super) fn refuse_last_admin(
 }
 
 /// The home went away between the question and the answer.
-fn unknown(name: &str) -> ApiError {
+fn unknown(name: &str, device: DeviceId) -> ApiError {
     ApiError::new(
         Kind::HomeAway,
         format!(
             "The home went away before it answered, so it is not known whether {name} is revoked."
         ),
-        "Type the same command again when the home is back: it finds out, and changes nothing where it is done.",
+        // A revoked device's name is free: by now it may be another's.
+        format!(
+            "`imgctl device revoke {device}` finds out when the home is back, and changes nothing where it is done."
+        ),
     )
 }
 
@@ -210,3 +218,38 @@ pub fn revokes(change: &Change) -> Option<DeviceId> {
 const TRIES_MAX: u32 = 16;
 /// Fewest digits of an id that stand for it.
 const ID_DIGITS_MIN: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use img_types::LeaseMode;
+
+    use super::*;
+    use crate::stream::fake::{Device, FakeHome};
+
+    #[tokio::test]
+    async fn a_position_that_the_log_does_not_reach_is_not_signed() {
+        let fake = FakeHome::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let device = Device::enrol(dir.path(), &fake, LeaseMode::Online).await;
+        let home = &device.home;
+        home.reachable().await;
+        let asked = |refused_at: u64| {
+            let mut inner = fake.lock();
+            inner.calls.clear();
+            inner.log_moved = LogPosition(refused_at);
+        };
+        asked(u64::MAX);
+        let refused = append(home, home.device()).await;
+        assert!(
+            matches!(refused, Err(CallError::Protocol(_))),
+            "{refused:?}"
+        );
+        assert_eq!(fake.lock().calls, ["append"]);
+
+        // One that it does reach is signed the next time.
+        asked(1);
+        let refused = append(home, home.device()).await;
+        assert!(matches!(refused, Err(CallError::Refused(_))), "{refused:?}");
+        assert_eq!(fake.lock().calls.len(), TRIES_MAX as usize);
+    }
+}
