@@ -17,7 +17,7 @@ mod recovery;
 mod rivals;
 mod roots;
 #[cfg(test)]
-mod scene;
+pub(crate) mod scene;
 mod status;
 mod stealing;
 mod work;

@@ -84,7 +84,7 @@ impl Images {
         }
     }
 
-    /// All images; as last seen if the home is away.
+    /// All images; as last seen if the home is away, without those whose records cannot be verified then.
     ///
     /// # Errors
     /// The home refused, or shows something that does not verify.
@@ -116,7 +116,18 @@ impl Images {
     async fn verify_all(&self, rows: Vec<ImageRow>, stale: bool) -> Result<Listing, ApiError> {
         let mut images = Vec::with_capacity(rows.len());
         for row in rows {
-            images.push(self.verify(row).await?);
+            if !stale {
+                images.push(self.verify(row).await?);
+                continue;
+            }
+            let image = row.image;
+            match checked(row.clone(), self.open(&row).await?) {
+                Ok(image) => images.push(image),
+                // The home could help: without it one record hides no image but its own.
+                Err(error) => {
+                    tracing::warn!(image = %image.short(), %error, "an image is left out of what was seen last");
+                }
+            }
         }
         images.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(Listing { images, stale })
@@ -320,18 +331,7 @@ impl Images {
             }
             other => other,
         };
-        opened
-            .and_then(|(descriptor, head)| {
-                if head.as_ref().map(|head| head.record().seq) != row.seq {
-                    return Err(RecordError::Misplaced);
-                }
-                Ok(Image {
-                    row,
-                    descriptor,
-                    head,
-                })
-            })
-            .map_err(|error| unverified(&error))
+        checked(row, opened)
     }
 
     /// Verifies the head that came with a grant; its number is what it says itself.
@@ -400,15 +400,20 @@ impl Images {
     /// # Errors
     /// There is none.
     pub fn pick(&self, listing: Listing, name: &ImageName) -> Result<Image, ApiError> {
+        let stale = listing.stale;
         let found = listing
             .images
             .into_iter()
             .find(|image| image.name() == name);
-        found.ok_or_else(|| {
-            ApiError::not_found(
+        found.ok_or_else(|| match stale {
+            false => ApiError::not_found(
                 format!("There is no image {name}."),
                 "`imgctl ls` lists the images.",
-            )
+            ),
+            true => ApiError::not_found(
+                format!("This device knows no image {name} without the home."),
+                "`imgctl ls` lists those that were seen last.",
+            ),
         })
     }
 
@@ -434,6 +439,19 @@ impl Images {
 /// What an image's records say, or why they do not verify.
 type Opened = Result<(OpenDescriptor, Option<OpenCommit>), RecordError>;
 
+/// An image whose records say what its row does.
+fn checked(row: ImageRow, opened: Opened) -> Result<Image, ApiError> {
+    let (descriptor, head) = opened.map_err(|error| unverified(&error))?;
+    if head.as_ref().map(|head| head.record().seq) != row.seq {
+        return Err(unverified(&RecordError::Misplaced));
+    }
+    Ok(Image {
+        row,
+        descriptor,
+        head,
+    })
+}
+
 impl Image {
     /// Its name.
     pub fn name(&self) -> &ImageName {
@@ -457,3 +475,26 @@ pub fn unverified(error: &RecordError) -> ApiError {
 
 /// Most images of one home that a device lists.
 const LISTED_MAX: usize = 100_000;
+
+#[cfg(test)]
+mod tests {
+    use crate::checkouts::scene::Scene;
+
+    #[tokio::test]
+    async fn what_cannot_be_verified_without_the_home_hides_no_other_image() {
+        let scene = Scene::new().await;
+        let images = scene.images();
+        let vm = scene.stolen();
+        let mut lost = scene.branch(&vm, "lost", scene.device.home.device());
+        // As the head of a device that was revoked since, whose receipt is not here.
+        let mut head = lost.head.as_ref().unwrap().signed.to_bytes();
+        *head.last_mut().unwrap() ^= 1;
+        lost.row.head = Some(head.into());
+        let rows = vec![vm.row.clone(), lost.row];
+        scene.device.state.now(|db| db.set_images(&rows)).unwrap();
+        let listing = images.list_seen().await.unwrap();
+        let names: Vec<_> = listing.images.iter().map(|image| image.name()).collect();
+        assert!(listing.stale);
+        assert_eq!(names, [vm.name()]);
+    }
+}

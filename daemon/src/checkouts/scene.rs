@@ -36,15 +36,15 @@ use crate::tree::{ObjectSource, Tree};
 pub(super) const THIEF: DeviceId = DeviceId::from_bytes([0x66; 32]);
 
 /// A device with a leased checkout of the image `vm`.
-pub(super) struct Scene {
-    pub(super) fake: FakeHome,
-    pub(super) device: Device,
+pub(crate) struct Scene {
+    pub(crate) fake: FakeHome,
+    pub(crate) device: Device,
     pub(super) shared: Arc<Shared>,
     folder: TempDir,
 }
 
 impl Scene {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let fake = FakeHome::start().await;
         let folder = tempfile::tempdir().unwrap();
         let device = Device::enrol(&folder.path().join("state"), &fake, LeaseMode::Online).await;
@@ -72,8 +72,13 @@ impl Scene {
         }
     }
 
+    /// The images of the home, for others than checkouts.
+    pub(crate) fn images(&self) -> &Images {
+        &self.shared.images
+    }
+
     /// The image that is checked out, at its first commit, while somebody else has stolen it.
-    pub(super) fn stolen(&self) -> Image {
+    pub(crate) fn stolen(&self) -> Image {
         let descriptor = DescriptorPrivate {
             name: "vm".into(),
             boundary: [7; 32],
@@ -89,7 +94,7 @@ impl Scene {
     }
 
     /// A branch of an image's head that is leased to the checkout.
-    pub(super) fn branch(&self, of: &Image, name: &str, by: DeviceId) -> Image {
+    pub(crate) fn branch(&self, of: &Image, name: &str, by: DeviceId) -> Image {
         let parent = Parent {
             image: of.row.image,
             commit: of.head_id().unwrap(),

@@ -177,7 +177,8 @@ async fn watch_images(member: Weak<Member>) {
         if keys != newest {
             // The commits of a revoked device count with their receipts, which have to be here when the home is not.
             match member.images.list().await {
-                Ok(_) => keys = newest,
+                Ok(listing) if !listing.stale => keys = newest,
+                Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "the images are listed again later"),
             }
         }
