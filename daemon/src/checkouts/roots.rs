@@ -37,6 +37,7 @@ impl Checkouts {
         let checkpoints = of_image.iter().flat_map(|checkout| {
             let view = checkout.view.borrow();
             let (base, dir, roots) = (view.base, checkout.dir.clone(), &rows.roots);
+            let base = base.map(|base| base.id);
             // The newest may be sealed and its root not written down yet.
             let sealed = checkout
                 .tree
@@ -102,7 +103,7 @@ impl Checkouts {
 
 impl Checkout {
     /// The image's name, and the commit that the checkout stands on.
-    pub fn standing(&self) -> (String, Option<CommitId>) {
+    pub fn standing(&self) -> (String, Option<NamedRoot>) {
         (self.name(), self.view.borrow().base)
     }
 

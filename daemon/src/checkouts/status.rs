@@ -9,6 +9,7 @@ use super::worker::AutomaticView;
 use super::{Checkout, Checkouts, work};
 use crate::error::{self, ApiError};
 use crate::events::{Phase, time};
+use crate::images::NamedRoot;
 use crate::keeper::{rival, word};
 use crate::state::CheckpointRow;
 
@@ -18,7 +19,7 @@ pub(super) struct View {
     /// Whether it is mounted.
     pub(super) mounted: bool,
     /// The commit that it stands on.
-    pub(super) base: Option<CommitId>,
+    pub(super) base: Option<NamedRoot>,
     /// Checkpoints that no commit contains yet, oldest first.
     pub(super) checkpoints: Vec<CheckpointRow>,
     /// The newest checkpoint that is home without being a commit.
@@ -119,9 +120,10 @@ impl Checkout {
         let waits_for = progress.waits_for.as_ref().filter(|_| view.streaming);
         let automatic = view.automatic.to_json(waits_for);
         let newest = view.checkpoints.last();
+        let base = view.base.map(|base| base.id);
         let durable_local = newest
             .map(|row| data_encoding::HEXLOWER.encode(&row.checkpoint))
-            .or_else(|| view.base.map(|base| base.to_string()));
+            .or_else(|| base.map(|base| base.to_string()));
         let objects = self.shared.home.objects();
         let (fetched_objects, fetched_bytes) = objects.fetched();
         let stats = self.tree.as_ref().map(|tree| tree.stats());
@@ -135,8 +137,8 @@ impl Checkout {
             "state": holder.as_ref().map_or("closed", |holder| self.word(holder)),
             "rival": holder.as_ref().and_then(|holder| rival(&self.shared.home, holder)),
             "reason": self.shared.keeper.reason(self.id),
-            "base": view.base,
-            "head": self.shared.head(self.image()).or(view.base),
+            "base": base,
+            "head": self.shared.head(self.image()).or(base),
             "lease": lease,
             "dirty_bytes": stats.map_or(0, |stats| stats.dirty_bytes),
             "changed": self.is_changed(),
@@ -144,7 +146,7 @@ impl Checkout {
             "checkpoints_local": view.checkpoints.len(),
             "checkpoints": automatic,
             "durable_local": durable_local,
-            "durable_home": view.base,
+            "durable_home": base,
             "staged": view.staged,
             "fetched_bytes": fetched_bytes - self.fetched_before.1,
             "fetched_objects": fetched_objects - self.fetched_before.0,

@@ -43,6 +43,7 @@ use crate::commits::{OpenCommit, OpenDescriptor};
 use crate::error::{ApiError, Kind};
 use crate::events::{self, Reporter};
 use crate::home::CallError;
+use crate::images::NamedRoot;
 use crate::mount::{MountConfig, Mounted};
 use crate::seal::{SealError, SealedRoot};
 use crate::state::{CheckpointRow, Stage, WishRow};
@@ -579,7 +580,8 @@ impl Worker {
     fn show(&self) {
         self.view.send_modify(|view| {
             view.mounted = self.mounted.is_some();
-            view.base = self.base.as_ref().map(|base| base.id);
+            let base = self.base.as_ref();
+            view.base = base.map(|base| NamedRoot::new(base.id, base.root()));
             view.checkpoints.clone_from(&self.checkpoints);
             view.streaming = self.streaming.is_some();
             view.releasing = self.stage != Stage::Open;

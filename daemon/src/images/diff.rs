@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use img_index::FileKind;
-use img_types::{CommitId, ImageName};
+use img_types::ImageName;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -23,12 +23,12 @@ pub struct DiffRequest {
     pub name: ImageName,
     /// What it was; the commit that the checkout stands on where nothing is said.
     pub from: Option<CommitSpec>,
-    /// What it is; `now` where nothing is said, else the head.
+    /// What it is, where `from` is said; `now` where nothing is said, else the head.
     pub to: Option<CommitSpec>,
     /// What the checkout is now.
     pub now: Option<NamedRoot>,
     /// What the checkout stands on.
-    pub base: Option<CommitId>,
+    pub base: Option<NamedRoot>,
     /// What is known here beside the history.
     pub local: Local,
 }
@@ -53,24 +53,26 @@ impl Images {
         lines: mpsc::Sender<Value>,
     ) -> Result<Value, ApiError> {
         let name = request.name.as_str();
-        // What is here already can be compared while the home is away.
-        let image = self.find_seen(&request.name).await?;
-        let from = match (request.from, request.base) {
-            (Some(from), _) => from,
-            (None, Some(base)) => CommitSpec::Prefix(base.to_string()),
-            (None, None) => {
+        let (from, to) = match (request.from, request.base, request.now) {
+            // Both are known here, whatever the home has of the image.
+            (None, Some(base), Some(now)) => (base, now),
+            (None, ..) => {
                 return Err(ApiError::usage(format!(
                     "{name} is not checked out on this device: say which commits are to be compared, as in `imgctl diff {name} head~1 head`."
                 )));
             }
-        };
-        let from = self.readable(&image, &from, &request.local).await?;
-        let to = match (request.to, request.now) {
-            (Some(to), _) => self.readable(&image, &to, &request.local).await?,
-            (None, Some(now)) => now,
-            (None, None) => {
-                let head = CommitSpec::Head { before: 0 };
-                self.readable(&image, &head, &request.local).await?
+            (Some(from), _, now) => {
+                // What is here already can be compared while the home is away.
+                let image = self.find_seen(&request.name).await?;
+                let from = self.readable(&image, &from, &request.local).await?;
+                let to = match (request.to, now) {
+                    (None, Some(now)) => now,
+                    (to, _) => {
+                        let to = to.unwrap_or(CommitSpec::Head { before: 0 });
+                        self.readable(&image, &to, &request.local).await?
+                    }
+                };
+                (from, to)
             }
         };
         let objects = Arc::clone(self.home.objects());
@@ -167,5 +169,32 @@ struct CancelOnDrop(Cancel);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkouts::scene::Scene;
+
+    #[tokio::test]
+    async fn what_a_checkout_stands_on_is_compared_also_where_the_home_has_no_such_image() {
+        let scene = Scene::new().await;
+        let head = scene.stolen().head.unwrap();
+        let base = NamedRoot::new(head.id, head.root());
+        let request = DiffRequest {
+            name: ImageName::parse("gone").unwrap(),
+            from: None,
+            to: None,
+            now: Some(base),
+            base: Some(base),
+            local: Local::default(),
+        };
+        let (lines, _told) = mpsc::channel(1);
+        let compared = scene.images().diff(request, lines).await.unwrap();
+        assert_eq!(compared["from"], json!(head.id));
+        assert_eq!(compared["modified"], 0);
+        let calls = scene.fake.lock().calls.clone();
+        assert!(!calls.contains(&"images") && !calls.contains(&"log"));
     }
 }

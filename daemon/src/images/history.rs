@@ -56,12 +56,22 @@ impl Images {
     /// # Errors
     /// The home is away, or shows a history that does not hang together.
     pub async fn history(&self, image: &Image, limit: usize) -> Result<Vec<OpenCommit>, ApiError> {
+        self.history_until(image, limit, |_| false).await
+    }
+
+    /// The same, read no further than to the page of one that is `last`.
+    async fn history_until(
+        &self,
+        image: &Image,
+        limit: usize,
+        last: impl Fn(&OpenCommit) -> bool,
+    ) -> Result<Vec<OpenCommit>, ApiError> {
         let mut history: Vec<OpenCommit> = Vec::new();
         let mut more = image.head.is_some();
         while more && history.len() < limit {
-            let page = self.page(image, &history, limit).await?;
-            more = page.1 && !page.0.is_empty();
-            history.extend(page.0);
+            let (page, older) = self.page(image, &history, limit).await?;
+            more = older && !page.is_empty() && !page.iter().any(&last);
+            history.extend(page);
         }
         history.truncate(limit);
         Ok(history)
@@ -90,42 +100,31 @@ impl Images {
         Ok(seen)
     }
 
-    /// Finds a commit of an image.
+    /// Finds the commits of an image that a person may mean.
     ///
     /// # Errors
-    /// There is none, or more than one begins so.
+    /// The home is away, or shows a history that does not hang together.
     pub(super) async fn resolve(
         &self,
         image: &Image,
         spec: &CommitSpec,
-    ) -> Result<OpenCommit, ApiError> {
-        let name = image.name();
-        let missing = || {
-            ApiError::not_found(
-                format!("{name} has no such commit or checkpoint."),
-                format!("`imgctl log {name}` lists them."),
-            )
-        };
+    ) -> Result<Vec<OpenCommit>, ApiError> {
         match spec {
-            CommitSpec::Head { before: 0 } => image.head.clone().ok_or_else(missing),
+            CommitSpec::Head { before: 0 } => Ok(image.head.clone().into_iter().collect()),
             CommitSpec::Head { before } => {
-                let wanted = usize::try_from(*before).map_err(|_| missing())?;
-                let limit = wanted.checked_add(1).ok_or_else(missing)?;
-                let history = self.history(image, limit).await?;
-                history.into_iter().nth(wanted).ok_or_else(missing)
+                let before = usize::try_from(*before).unwrap_or(usize::MAX);
+                let history = self
+                    .history(image, before.saturating_add(1))
+                    .await?
+                    .into_iter();
+                Ok(history.skip(before).take(1).collect())
             }
             CommitSpec::Prefix(prefix) => {
-                let history = self.history(image, usize::MAX).await?;
-                let mut found = history
-                    .into_iter()
-                    .filter(|commit| commit.id.to_string().starts_with(prefix));
-                let first = found.next().ok_or_else(missing)?;
-                if found.next().is_some() {
-                    return Err(ApiError::usage(format!(
-                        "More than one commit of {name} begins with {prefix}; write more digits."
-                    )));
-                }
-                Ok(first)
+                let begins = |commit: &OpenCommit| commit.id.to_string().starts_with(prefix);
+                let whole = prefix.len() == 2 * CommitId::LEN;
+                let only = |commit: &OpenCommit| whole && begins(commit);
+                let history = self.history_until(image, usize::MAX, only).await?;
+                Ok(history.into_iter().filter(begins).collect())
             }
         }
     }

@@ -63,7 +63,8 @@ impl Images {
     ) -> Result<Named, ApiError> {
         let name = image.name();
         let CommitSpec::Prefix(prefix) = spec else {
-            let commit = self.in_history(image, spec, local).await?;
+            let commit = self.in_history(image, spec, local).await?.pop();
+            let commit = commit.ok_or_else(|| self.unknown(image))?;
             return Ok(Named::Commit(Box::new(commit)));
         };
         let mut found = Vec::new();
@@ -83,8 +84,10 @@ impl Images {
         let mut missing = None;
         if found.is_empty() || !is_whole {
             match self.in_history(image, spec, local).await {
-                Ok(commit) => found.push(Named::Commit(Box::new(commit))),
-                Err(error) if error.kind == Kind::Usage => return Err(error),
+                Ok(commits) => {
+                    let commits = commits.into_iter().map(Box::new).map(Named::Commit);
+                    found.extend(commits);
+                }
                 Err(error) => missing = Some(error),
             }
         }
@@ -160,19 +163,19 @@ impl Images {
         (opened.root() == root).then_some(opened)
     }
 
-    /// Finds a commit of the history, as far as it is known here while the home is away.
+    /// Finds commits of the history; while the home is away the one that is known here.
     async fn in_history(
         &self,
         image: &Image,
         spec: &CommitSpec,
         local: &Local,
-    ) -> Result<OpenCommit, ApiError> {
+    ) -> Result<Vec<OpenCommit>, ApiError> {
         let away = match self.resolve(image, spec).await {
             Err(error) if error.kind == Kind::HomeAway => error,
             other => return other,
         };
         let seen = self.history_seen(image, local.bases.clone()).await?;
-        let mut found = match spec {
+        let found: Vec<_> = match spec {
             CommitSpec::Head { before } => {
                 let mut at = image.head_id();
                 for _ in 0..*before {
@@ -186,11 +189,11 @@ impl Images {
             }
             CommitSpec::Prefix(prefix) => {
                 let begins = |commit: &OpenCommit| commit.id.to_string().starts_with(prefix);
-                seen.into_iter().filter(begins).collect::<Vec<_>>()
+                seen.into_iter().filter(begins).collect()
             }
         };
-        match (found.pop(), found.is_empty()) {
-            (Some(only), true) => Ok(only),
+        match found.len() {
+            1 => Ok(found),
             _ => Err(away),
         }
     }
