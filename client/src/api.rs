@@ -27,6 +27,11 @@ impl Api {
         Self { daemon }
     }
 
+    /// The same API, of a daemon that is not started again if it has ended.
+    pub(crate) fn without_start(&self) -> Self {
+        Self::new(self.daemon.without_start())
+    }
+
     /// Asks for a resource.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
         self.call(Method::GET, path, None).await

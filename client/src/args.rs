@@ -1,5 +1,6 @@
 //! The commands and their options.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,12 @@ pub(crate) enum Command {
     Ls,
     /// Mount an image here, with its lease or read-only
     Checkout(CheckoutArgs),
+    /// Start an application in an image: check out, run, and when it has ended commit and release
+    ///
+    /// Checkpoints while it runs are exact also for shared memory maps, if a cgroup can be made for it. It is committed
+    /// and released when all its processes have ended; if it crashes it stays checked out. Exits with the code of
+    /// COMMAND, or with that of what went wrong in the end.
+    Run(RunArgs),
     /// Show the state of checkouts
     Status {
         /// One checkout, by name or folder; all by default
@@ -283,6 +290,18 @@ pub(crate) struct CheckoutArgs {
     /// Show the image owner's files as yours, or keep all owners as they are
     #[arg(long)]
     pub(crate) owner: Option<Owner>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The image
+    #[arg(value_parser = values::image)]
+    pub(crate) name: ImageName,
+    /// Where to mount it; where it is checked out already, else a folder of the image's name here by default
+    pub(crate) dir: Option<PathBuf>,
+    /// What to start there, with its arguments
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -60,6 +60,14 @@ impl Daemon {
         })
     }
 
+    /// The same daemon, which is not started again if it has ended.
+    pub(crate) fn without_start(&self) -> Self {
+        Self {
+            start: false,
+            ..self.clone()
+        }
+    }
+
     /// Connects, and starts the daemon before if need be.
     pub(crate) async fn connect(&self) -> Result<UnixStream, Failure> {
         match UnixStream::connect(&self.socket).await {

@@ -23,6 +23,9 @@ pub(crate) struct Failure {
     /// Whether the answer that was printed says it already, so that scripts get one object.
     #[serde(skip)]
     pub(crate) in_answer: bool,
+    /// Whether an application has said what there was to say: only its exit code is passed on.
+    #[serde(skip)]
+    pub(crate) is_quiet: bool,
 }
 
 impl Failure {
@@ -34,6 +37,7 @@ impl Failure {
             exit_code,
             more: Map::new(),
             in_answer: false,
+            is_quiet: false,
         }
     }
 
@@ -78,6 +82,14 @@ impl Failure {
         Self {
             in_answer: true,
             ..Self::new("unhealthy", 1, message, "")
+        }
+    }
+
+    /// An application ended with another code than 0.
+    pub(crate) fn of_application(exit_code: u8) -> Self {
+        Self {
+            is_quiet: true,
+            ..Self::new("application", exit_code, "", "")
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod api;
 mod args;
+mod cgroup;
 mod daemon;
 mod failure;
 mod progress;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -31,7 +32,13 @@ fn main() -> ExitCode {
         .build()
         .map_err(|error| Failure::failed(format!("cannot start: {error}")))
         .and_then(|runtime| {
-            let outcome = runtime.block_on(until_interrupted(verbs::run(cli)));
+            // What is meant for an application that is run here does not end this program.
+            let is_for_application = matches!(cli.command, Command::Run(_));
+            let work = verbs::run(cli);
+            let outcome = match is_for_application {
+                true => runtime.block_on(work),
+                false => runtime.block_on(until_interrupted(work)),
+            };
             // A blocked read of the terminal must not keep the program.
             runtime.shutdown_background();
             outcome
@@ -45,7 +52,10 @@ fn main() -> ExitCode {
     }
 }
 
-async fn until_interrupted(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+/// Works until the person presses Ctrl-C.
+async fn until_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     tokio::select! {
         outcome = work => outcome,
         _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),

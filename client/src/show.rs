@@ -70,7 +70,7 @@ pub(crate) fn note(text: &str) {
 
 /// Tells about a failure.
 pub(crate) fn failure(failure: &Failure, as_json: bool) {
-    if as_json && failure.in_answer {
+    if failure.is_quiet || (as_json && failure.in_answer) {
         return;
     }
     let text = failure_text(failure, as_json);

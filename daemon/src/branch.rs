@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use img_records::{Commit, CommitKind, CommitPrivate, Parent, Seen, SignedDescriptor};
+use img_records::{Commit, CommitKind, CommitPrivate, Maps, Parent, Seen, SignedDescriptor};
 use img_seal::Reference;
 use img_types::limits::NAME_LEN_MAX;
 use img_types::{CheckoutId, ImageId, ImageName, Instance, Seq, WallMillis};
@@ -36,6 +36,8 @@ pub struct BranchDraft<'a> {
     pub files: u64,
     /// Bytes that were sealed for it.
     pub sealed_bytes: u64,
+    /// What the state holds of shared memory maps.
+    pub maps: Maps,
     /// The manifest of the state.
     pub manifest: Vec<u8>,
 }
@@ -67,6 +69,7 @@ impl<'a> BranchDraft<'a> {
             logical_bytes: state.private.logical_bytes,
             files: state.private.files,
             sealed_bytes: 0,
+            maps: state.private.maps,
             manifest: state.private.manifest.clone(),
         }
     }
@@ -86,6 +89,7 @@ impl<'a> BranchDraft<'a> {
             root_len: self.root.len,
             message: self.message,
             kind: CommitKind::Branch,
+            maps: self.maps,
             logical_bytes: self.logical_bytes,
             files: self.files,
             sealed_bytes: self.sealed_bytes,

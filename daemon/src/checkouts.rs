@@ -5,6 +5,7 @@
 //! in which order. `docs/architecture.md` describes the paths, the design of leases the order of durable writes.
 
 mod addressing;
+mod apps;
 mod branching;
 mod deletion;
 mod hydrate;
@@ -16,6 +17,7 @@ mod processes;
 mod recovery;
 mod rivals;
 mod roots;
+mod run_id;
 #[cfg(test)]
 pub(crate) mod scene;
 mod status;
@@ -50,6 +52,7 @@ pub use crate::state::CommitRequest;
 pub use stealing::{BranchChoice, StealRequest};
 
 use hydrate::Hydration;
+use run_id::RunIds;
 use status::View;
 use worker::Command;
 
@@ -70,6 +73,7 @@ struct Shared {
     events: Events,
     keeper: Keeper,
     clock: Clock,
+    run_ids: RunIds,
     open: Mutex<BTreeMap<CheckoutId, Arc<Checkout>>>,
     /// Folders and checkouts that are being opened, and checkouts that wait for a grant.
     opening: Mutex<BTreeSet<Opening>>,
@@ -425,6 +429,15 @@ impl Checkout {
             return Ok(cut.to_json());
         }
         outcome.await.map_err(|_| ending())?
+    }
+
+    /// An application starts in the checkout, in this cgroup if one could be made. Returns its run id and the file
+    /// that holds it.
+    ///
+    /// # Errors
+    /// Another one runs, or it is no cgroup of an application.
+    pub async fn run(&self, cgroup: Option<PathBuf>) -> Result<Value, ApiError> {
+        self.ask(|done| Command::Run { cgroup, done }).await?
     }
 
     /// Closes the checkout.

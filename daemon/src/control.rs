@@ -54,6 +54,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
             post(checkouts::checkpoint),
         )
         .route("/v1/checkouts/{checkout}/commit", post(checkouts::commit))
+        .route("/v1/checkouts/{checkout}/run", post(checkouts::run))
         .route("/v1/checkouts/{checkout}/release", post(checkouts::release))
         .route("/v1/checkouts/{checkout}/hydrate", post(checkouts::hydrate))
         .route("/v1/checkouts/{checkout}/diff", post(diff::diff))

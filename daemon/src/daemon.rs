@@ -200,6 +200,7 @@ impl Daemon {
             self.state.clone(),
             self.config.checkpoints.clone(),
             self.events.clone(),
+            &self.socket,
         )
         .await?;
         let member = Arc::new(Member {

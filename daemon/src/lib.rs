@@ -8,6 +8,7 @@ pub mod arena;
 pub mod background;
 pub mod block;
 pub mod branch;
+pub mod cgroup;
 pub mod checkouts;
 pub mod commits;
 pub mod config;

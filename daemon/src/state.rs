@@ -12,6 +12,7 @@
 //! Everything here is 0700 or 0600. What a row means is its module's business; nothing here talks to the home.
 
 mod acknowledged;
+mod applications;
 mod branches;
 mod checkouts;
 mod home;
@@ -172,12 +173,13 @@ impl Database {
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
-            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6],
-            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6],
-            3 => &[FROM_3, FROM_4, FROM_5, FROM_6],
-            4 => &[FROM_4, FROM_5, FROM_6],
-            5 => &[FROM_5, FROM_6],
-            6 => &[FROM_6],
+            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
+            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
+            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
+            4 => &[FROM_4, FROM_5, FROM_6, FROM_7],
+            5 => &[FROM_5, FROM_6, FROM_7],
+            6 => &[FROM_6, FROM_7],
+            7 => &[FROM_7],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -200,7 +202,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -255,6 +257,16 @@ CREATE TABLE checkpoint_roots (
 /// What version 7 has that version 6 had not.
 const FROM_6: &str = "
 ALTER TABLE checkpoints ADD COLUMN automatic INTEGER NOT NULL DEFAULT 0;
+";
+
+/// What version 8 has that version 7 had not.
+const FROM_7: &str = "
+ALTER TABLE checkpoints ADD COLUMN stopped_us INTEGER;
+ALTER TABLE checkpoints ADD COLUMN last_flush INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE applications (
+    checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
+    cgroup BLOB NOT NULL
+) STRICT;
 ";
 
 /// What version 3 has.

@@ -14,6 +14,10 @@ struct Checkpoint {
     #[serde(default)]
     freeze_us: u64,
     #[serde(default)]
+    stopped_us: Option<u64>,
+    #[serde(default)]
+    maps: Option<String>,
+    #[serde(default)]
     unchanged: bool,
 }
 
@@ -78,14 +82,15 @@ pub(super) async fn commit(
 fn render_checkpoint(cut: &Value) -> Result<String, serde_json::Error> {
     let cut = Checkpoint::deserialize(cut)?;
     let id = show::short(&cut.checkpoint);
-    Ok(if cut.unchanged {
-        format!("Nothing has changed since checkpoint {id}.")
-    } else {
-        format!(
-            "Checkpoint {id}; writers were held up for {} µs.",
-            cut.freeze_us
-        )
-    })
+    if cut.unchanged {
+        return Ok(format!("Nothing has changed since checkpoint {id}."));
+    }
+    let held_up = cut.stopped_us.unwrap_or(0).max(cut.freeze_us);
+    let mut text = format!("Checkpoint {id}; writers were held up for {held_up} µs.");
+    if cut.maps.as_deref() == Some("last flush") {
+        text.push_str(" Shared memory maps are as of their last flush.");
+    }
+    Ok(text)
 }
 
 fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Error> {
@@ -131,6 +136,12 @@ mod tests {
         assert_eq!(
             render_checkpoint(&cut).unwrap(),
             "Checkpoint ababababab; writers were held up for 12 µs."
+        );
+        let cut =
+            json!({"checkpoint": id, "freeze_us": 12, "stopped_us": 9_000, "maps": "last flush"});
+        assert_eq!(
+            render_checkpoint(&cut).unwrap(),
+            "Checkpoint ababababab; writers were held up for 9000 µs. Shared memory maps are as of their last flush."
         );
         let commit = json!({"commit": id, "seq": 4, "sent_bytes": 10, "sealed_bytes": 10, "unchanged": false});
         assert_eq!(

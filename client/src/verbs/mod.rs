@@ -15,6 +15,7 @@ mod join;
 mod leases;
 mod log;
 mod release;
+mod run;
 mod status;
 mod steal;
 
@@ -75,6 +76,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rename { name, new } => images::rename(&session, &name, &new).await,
         Command::Delete { name, force } => images::delete(&session, &name, force).await,
         Command::Checkout(args) => checkout::checkout(&session, args).await,
+        Command::Run(args) => run::run(&session, args).await,
         Command::Branch { name, new, at } => branch::branch(&session, &name, &new, at).await,
         Command::Steal(args) => steal::steal(&session, args).await,
         Command::Hydrate { checkout } => checkout::hydrate(&session, &checkout).await,

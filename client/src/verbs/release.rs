@@ -20,7 +20,7 @@ pub(super) async fn release(
         .answer(&released, |released| Ok(render(released)))
 }
 
-fn render(released: &Value) -> String {
+pub(super) fn render(released: &Value) -> String {
     let name = released["name"].as_str().unwrap_or("The checkout");
     let dir = released["dir"].as_str().unwrap_or_default();
     let already = if released["already"] == true {

@@ -29,6 +29,8 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::signed::{Record, Signed, optional, text, version};
 
 const VERSION: u8 = 1;
+/// Set in the kind of a commit whose shared memory maps are as of their last flush.
+const LAST_FLUSH: u8 = 0x80;
 /// Longest manifest inside a commit's sealed part.
 pub const MANIFEST_LEN_MAX: usize = 16 * 1024;
 
@@ -214,10 +216,29 @@ impl CommitKind {
     }
 }
 
+/// What a state holds of memory that applications share through maps of files. Everything else in it is an exact cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maps {
+    /// As it was at the cut: nothing was mapped, or what maps it stood still and was flushed.
+    Exact,
+    /// As it was when it was last flushed.
+    LastFlush,
+}
+
+impl Maps {
+    /// The word for people and scripts.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::LastFlush => "last flush",
+        }
+    }
+}
+
 /// What a commit tells only to devices.
 ///
-/// Bytes: version 1 (1), root key (32), root length (4), kind (1), logical bytes, files, sealed
-/// bytes (8 each), message and manifest (4 + n each).
+/// Bytes: version 1 (1), root key (32), root length (4), kind (1, its highest bit set for [`Maps::LastFlush`]), logical
+/// bytes, files, sealed bytes (8 each), message and manifest (4 + n each).
 #[derive(Clone, PartialEq, Eq)]
 pub struct CommitPrivate {
     /// Opens the root object.
@@ -228,6 +249,8 @@ pub struct CommitPrivate {
     pub message: String,
     /// Why it was made.
     pub kind: CommitKind,
+    /// What it holds of shared memory maps.
+    pub maps: Maps,
     /// Sum of the file sizes.
     pub logical_bytes: u64,
     /// Number of files.
@@ -246,7 +269,11 @@ impl CommitPrivate {
         bytes.put_u8(VERSION);
         bytes.extend_from_slice(&self.root_key);
         bytes.put_u32(self.root_len);
-        bytes.put_u8(self.kind.code());
+        let maps = match self.maps {
+            Maps::Exact => 0,
+            Maps::LastFlush => LAST_FLUSH,
+        };
+        bytes.put_u8(self.kind.code() | maps);
         bytes.put_u64(self.logical_bytes);
         bytes.put_u64(self.files);
         bytes.put_u64(self.sealed_bytes);
@@ -264,11 +291,17 @@ impl CommitPrivate {
         version(&mut reader, VERSION)?;
         let root_key = reader.array()?;
         let root_len = reader.u32()?;
-        let kind = CommitKind::decode(reader.u8()?)?;
+        let kind = reader.u8()?;
+        let maps = match kind & LAST_FLUSH {
+            0 => Maps::Exact,
+            _ => Maps::LastFlush,
+        };
+        let kind = CommitKind::decode(kind & !LAST_FLUSH)?;
         let private = Self {
             root_key,
             root_len,
             kind,
+            maps,
             logical_bytes: reader.u64()?,
             files: reader.u64()?,
             sealed_bytes: reader.u64()?,
@@ -290,6 +323,7 @@ impl std::fmt::Debug for CommitPrivate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CommitPrivate")
             .field("kind", &self.kind)
+            .field("maps", &self.maps)
             .field("logical_bytes", &self.logical_bytes)
             .field("files", &self.files)
             .field("sealed_bytes", &self.sealed_bytes)
@@ -371,11 +405,12 @@ pub(crate) mod tests {
         #[test]
         fn private_parts_round_trip(
             root_key: [u8; 32], root_len: u32, message in "[a-zä ]{0,80}", numbers: [u64; 3],
-            kind in 1u8..5, manifest in proptest::collection::vec(any::<u8>(), 0..100),
+            kind in 1u8..5, flushed: bool, manifest in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             let private = CommitPrivate {
                 root_key, root_len, message, manifest,
                 kind: CommitKind::decode(kind).unwrap(),
+                maps: if flushed { Maps::LastFlush } else { Maps::Exact },
                 logical_bytes: numbers[0], files: numbers[1], sealed_bytes: numbers[2],
             };
             let bytes = private.encode();

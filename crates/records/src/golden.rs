@@ -87,11 +87,18 @@ pub(crate) fn commit_private() -> CommitPrivate {
         root_len: 13,
         message: "scene with the blue sphere".to_owned(),
         kind: CommitKind::Checkpoint,
+        maps: Maps::Exact,
         logical_bytes: 14,
         files: 15,
         sealed_bytes: 16,
         manifest: b"manifest".to_vec(),
     }
+}
+
+fn flushed_private() -> CommitPrivate {
+    let mut private = commit_private();
+    private.maps = Maps::LastFlush;
+    private
 }
 
 pub(crate) fn descriptor() -> Descriptor {
@@ -270,6 +277,7 @@ fn vectors() -> Value {
         "commit_next": signed(next_commit(), &HOME),
         "commit_of_a_branch": signed(branch_commit(), &HOME),
         "commit_private": hex(&commit_private().encode()),
+        "commit_private_of_the_last_flush": hex(&flushed_private().encode()),
         "descriptor": signed(descriptor(), &HOME),
         "descriptor_private": hex(&descriptor_private().encode()),
         "receipt": signed(receipt(), &HOME),
@@ -320,6 +328,8 @@ fn the_bytes_of_the_format_are_read() {
     }
     let private = bytes(&fixture["commit_private"]);
     assert_eq!(CommitPrivate::decode(&private), Ok(commit_private()));
+    let private = bytes(&fixture["commit_private_of_the_last_flush"]);
+    assert_eq!(CommitPrivate::decode(&private), Ok(flushed_private()));
     let private = bytes(&fixture["descriptor_private"]);
     assert_eq!(
         DescriptorPrivate::decode(&private),

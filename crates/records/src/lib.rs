@@ -17,7 +17,7 @@ pub mod signed;
 #[cfg(test)]
 mod golden;
 
-pub use commit::{Commit, CommitKind, CommitPrivate, Parent, Seen, SignedCommit, commit_id};
+pub use commit::{Commit, CommitKind, CommitPrivate, Maps, Parent, Seen, SignedCommit, commit_id};
 pub use descriptor::{Descriptor, DescriptorPrivate, SignedDescriptor};
 pub use device::{PublicKeys, SignatureError, SigningSecret, verify};
 pub use invite::{AnyInvite, FoundingInvite, Invite, InviteError};

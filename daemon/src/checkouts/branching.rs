@@ -70,6 +70,7 @@ impl CommitJob {
             logical_bytes,
             files,
             sealed_bytes: self.sealed_bytes,
+            maps: self.maps,
             ..BranchDraft::of(&from, &name, base, parent)
         };
         let branch = draft.sign(&shared.home).map_err(UploadError::from)?;

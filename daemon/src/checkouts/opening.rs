@@ -370,10 +370,14 @@ impl Checkouts {
             wishes: Vec::new(),
             reporter: Reporter::new(Phase::Mount),
             pending: false,
+            application: None,
         };
         let checkout = begin(beginning, true)?;
         if checkout.has_token() {
             metadata::start(&checkout);
+        }
+        if let Err(error) = shared.run_ids.renew(checkout.id) {
+            tracing::warn!(%error, "a run id is not written");
         }
         shared.tell_state(&checkout, keeper::word(holder.kind()));
         tracing::info!(checkout = %checkout.id.short(), name = checkout.name, "checked out");

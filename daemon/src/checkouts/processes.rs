@@ -55,6 +55,32 @@ pub(super) fn busy(dir: &Path, users: &[User]) -> ApiError {
     ApiError::new(Kind::Busy, message, hint).with("processes", processes)
 }
 
+/// The error that says which application runs.
+pub(super) fn running(name: &str, dir: &Path, pids: &[u32]) -> ApiError {
+    let users = pids.iter().take(USERS_MAX).map(|pid| User {
+        pid: *pid,
+        command: command(*pid),
+    });
+    let users: Vec<_> = users.collect();
+    let first = users.first();
+    let first = first.map_or(String::new(), |user| {
+        format!(": {} ({})", user.command, user.pid)
+    });
+    let processes: Vec<Value> = users
+        .iter()
+        .map(|user| json!({ "pid": user.pid, "command": user.command }))
+        .collect();
+    ApiError::new(
+        Kind::Busy,
+        format!("{name} runs already at {}{first}.", dir.display()),
+        format!(
+            "Go on there, or end it; `imgctl status {}` shows when it has ended.",
+            dir.display()
+        ),
+    )
+    .with("processes", processes)
+}
+
 fn uses(pid: u32, dir: &Path) -> bool {
     let process = Path::new("/proc").join(pid.to_string());
     let inside = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(dir));

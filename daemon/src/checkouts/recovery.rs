@@ -8,11 +8,14 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use img_types::CheckoutId;
 use tokio::runtime::Handle;
 
 use super::opening::{begin, label, tree_config};
+use super::run_id::RunIds;
 use super::worker::Beginning;
 use super::{Checkouts, Shared, deletion, metadata};
+use crate::cgroup::Cgroup;
 use crate::commits::{OpenCommit, OpenDescriptor};
 use crate::config::Checkpoints;
 use crate::events::{Events, Phase, Reporter};
@@ -36,7 +39,9 @@ impl Checkouts {
         state: State,
         pace: Checkpoints,
         events: Events,
+        socket: &Path,
     ) -> anyhow::Result<Arc<Self>> {
+        let applications = thaw_all(&state).await?;
         let rows = state.with(|db| db.checkouts()).await?;
         let (unfinished, rows): (Vec<_>, Vec<_>) = rows
             .into_iter()
@@ -62,6 +67,7 @@ impl Checkouts {
             events,
             keeper,
             clock: Clock::new(),
+            run_ids: RunIds::beside(socket),
             open: Mutex::default(),
             opening: Mutex::default(),
             seen: Mutex::new(BTreeMap::new()),
@@ -71,7 +77,8 @@ impl Checkouts {
         });
         for row in rows {
             let (checkout, dir) = (row.checkout, row.dir.clone());
-            if let Err(error) = recover_one(&shared, row).await {
+            let application = applications.get(&checkout).cloned();
+            if let Err(error) = recover_one(&shared, row, application).await {
                 tracing::error!(
                     checkout = %checkout.short(), dir = %dir.display(), "a checkout does not come back: {error:#}"
                 );
@@ -81,7 +88,22 @@ impl Checkouts {
     }
 }
 
-async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<()> {
+/// Lets all applications go on, first of all: the daemon may have died while one was stopped.
+async fn thaw_all(state: &State) -> anyhow::Result<BTreeMap<CheckoutId, Cgroup>> {
+    let rows = state.with(|db| db.applications()).await?;
+    let cgroups = rows.into_iter().map(|(checkout, dir)| {
+        let cgroup = Cgroup::at(dir);
+        cgroup.thaw();
+        (checkout, cgroup)
+    });
+    Ok(cgroups.collect())
+}
+
+async fn recover_one(
+    shared: &Arc<Shared>,
+    row: CheckoutRow,
+    application: Option<Cgroup>,
+) -> anyhow::Result<()> {
     let checkout = row.checkout;
     let descriptor = shared
         .images
@@ -117,6 +139,7 @@ async fn recover_one(shared: &Arc<Shared>, row: CheckoutRow) -> anyhow::Result<(
         wishes,
         reporter: Reporter::new(Phase::Mount),
         pending: pending.is_some() || has_late_lease,
+        application,
     };
     let checkout = begin(beginning, false)?;
     if mounts && checkout.has_token() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use img_lease::Terms;
 use img_lease::holder::{Event as LeaseEvent, Granted};
 use img_proto::{ImageRow, LeaseRow};
-use img_records::{Commit, CommitKind, CommitPrivate, DescriptorPrivate, Parent};
+use img_records::{Commit, CommitKind, CommitPrivate, DescriptorPrivate, Maps, Parent};
 use img_types::{
     CheckoutId, DeviceId, Epoch, ImageId, ImageName, Instance, LeaseMode, ObjectId, Seq, Token,
     WallMillis,
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::branching::Onward;
 use super::hydrate::Hydration;
 use super::opening::{label, tree_config};
+use super::run_id::RunIds;
 use super::status::View;
 use super::worker::{Beginning, Command, Worker};
 use super::{Checkout, Shared, lock};
@@ -57,6 +58,7 @@ impl Scene {
             events: device.events.clone(),
             keeper: device.keeper.clone(),
             clock: Clock::new(),
+            run_ids: RunIds::beside(&folder.path().join("imgd.sock")),
             open: Mutex::default(),
             opening: Mutex::default(),
             seen: Mutex::new(BTreeMap::new()),
@@ -196,6 +198,7 @@ impl Scene {
             wishes: Vec::new(),
             reporter: Reporter::new(Phase::Mount),
             pending: false,
+            application: None,
         };
         Worker::new(beginning).0
     }
@@ -225,6 +228,7 @@ impl Scene {
             root_len: 1,
             message: String::new(),
             kind: CommitKind::Commit,
+            maps: Maps::Exact,
             logical_bytes: 0,
             files: 0,
             sealed_bytes: 0,

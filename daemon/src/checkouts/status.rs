@@ -1,6 +1,7 @@
 //! How a checkout stands, as `docs/control-api.md` shows it.
 
 use img_lease::holder::{Holder, Kind};
+use img_records::Maps;
 use img_types::{CommitId, ImageId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -35,6 +36,12 @@ pub(super) struct View {
     pub(super) sent_bytes: u64,
     /// How long the last cut held writers up.
     pub(super) freeze_us: Option<u64>,
+    /// How long it held the application up.
+    pub(super) stopped_us: Option<u64>,
+    /// What it holds of shared memory maps.
+    pub(super) maps: Option<Maps>,
+    /// Whether an application runs that was started in it.
+    pub(super) application: bool,
     /// Why the oldest closed generation is not sealed, if that failed.
     pub(super) unsealed: Option<ApiError>,
     /// How often a seal has failed.
@@ -51,9 +58,20 @@ pub(super) struct Cut {
     /// The checkpoint, or the commit that contains everything.
     pub(super) id: Option<String>,
     pub(super) freeze_us: u64,
+    pub(super) stopped_us: Option<u64>,
     pub(super) dirty_bytes: u64,
+    pub(super) maps: Maps,
     /// Whether nothing had changed since.
     pub(super) unchanged: bool,
+}
+
+impl View {
+    /// Shows how the newest cut came about.
+    pub(super) fn show_cut(&mut self, row: Option<&CheckpointRow>) {
+        self.freeze_us = row.map(|row| row.freeze_us);
+        self.stopped_us = row.and_then(|row| row.stopped_us);
+        self.maps = row.map(|row| row.maps);
+    }
 }
 
 impl Cut {
@@ -61,7 +79,9 @@ impl Cut {
         Self {
             id: Some(data_encoding::HEXLOWER.encode(&row.checkpoint)),
             freeze_us: row.freeze_us,
+            stopped_us: row.stopped_us,
             dirty_bytes: row.dirty_bytes,
+            maps: row.maps,
             unchanged,
         }
     }
@@ -70,6 +90,8 @@ impl Cut {
         json!({
             "checkpoint": self.id,
             "freeze_us": self.freeze_us,
+            "stopped_us": self.stopped_us,
+            "maps": self.maps.word(),
             "dirty_bytes": self.dirty_bytes,
             "unchanged": self.unchanged,
         })
@@ -156,7 +178,9 @@ impl Checkout {
             "streaming": streaming,
             "hydrating": hydrating,
             "freeze_us": view.freeze_us,
-            "stopped_us": null,
+            "stopped_us": view.stopped_us,
+            "maps": view.maps.map(Maps::word),
+            "application": view.application,
             "opened": time(self.opened),
             "releasing": view.releasing,
             "problem": trouble.as_ref().map(|told| &told.message),

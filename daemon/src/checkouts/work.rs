@@ -7,7 +7,7 @@ use img_index::{Boundary, Fact, Key, ReadError, Value};
 use img_lease::holder::{Before, Event as LeaseEvent, Granted, Kind as LeaseKind};
 use img_overlay::GenerationId;
 use img_proto::{Answer, Call, Class, LeaseTerms, Refusal};
-use img_records::{CommitKind, SignedCommit, commit_id};
+use img_records::{CommitKind, Maps, SignedCommit, commit_id};
 use img_seal::Reference;
 use img_store::StoreError;
 use img_types::{CheckoutId, CommitId, ImageId, ObjectId, Token};
@@ -90,6 +90,7 @@ pub(super) struct CommitJob {
     pub(super) generation_max: u64,
     /// Numbers of the wishes that it fulfils.
     pub(super) wishes: Vec<u64>,
+    pub(super) maps: Maps,
     pub(super) sealed_bytes: u64,
     /// Set where nobody waits for it.
     pub(super) hurry: Option<Hurry>,
@@ -142,6 +143,7 @@ impl CommitJob {
                 true => CommitKind::Checkpoint,
                 false => CommitKind::Commit,
             },
+            maps: self.maps,
             logical_bytes,
             files,
             sealed_bytes: self.sealed_bytes,

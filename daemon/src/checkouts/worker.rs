@@ -11,6 +11,7 @@
 //! checkpoints go on while a slow link is busy.
 
 mod adopt;
+mod application;
 mod automatic;
 mod commit;
 mod cuts;
@@ -22,6 +23,7 @@ mod wishes;
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use img_overlay::GenerationId;
@@ -39,6 +41,7 @@ use super::lost::{LeftOut, Place, seal_oldest};
 use super::status::{Cut, View};
 use super::work::{self, CommitError, SealingError};
 use super::{CommitRequest, Shared};
+use crate::cgroup::Cgroup;
 use crate::commits::{OpenCommit, OpenDescriptor};
 use crate::error::{ApiError, Kind};
 use crate::events::{self, Reporter};
@@ -78,6 +81,11 @@ pub(super) enum Command {
     Mount {
         done: oneshot::Sender<Result<(), ApiError>>,
     },
+    /// An application starts, in this cgroup if there is one.
+    Run {
+        cgroup: Option<PathBuf>,
+        done: oneshot::Sender<Result<Value, ApiError>>,
+    },
     /// Goes on as a branch that the home has leased to this checkout.
     Onward(Box<Onward>),
     /// Syncs and unmounts; the daemon is ending.
@@ -106,13 +114,15 @@ pub(super) struct Worker {
     pub(super) checkout: CheckoutId,
     pub(super) image: ImageId,
     pub(super) name: String,
-    pub(super) dir: std::path::PathBuf,
+    pub(super) dir: PathBuf,
     pub(super) descriptor: OpenDescriptor,
     pub(super) terms: LeaseTerms,
     pub(super) stage: Stage,
     /// Nothing where only the lease is left to be given back.
     pub(super) tree: Option<Arc<Tree>>,
     pub(super) mounted: Option<Mounted>,
+    /// What holds the application that was started in it.
+    application: Option<Cgroup>,
     pub(super) base: Option<OpenCommit>,
     pub(super) checkpoints: Vec<CheckpointRow>,
     pub(super) reporter: Reporter,
@@ -211,6 +221,7 @@ enum Happened {
     GenerationClosed,
     Due,
     Unmounted,
+    ApplicationEnded,
     Ticked,
 }
 
@@ -227,6 +238,8 @@ pub(super) struct Beginning {
     pub(super) reporter: Reporter,
     /// Whether a commit was under way before the restart.
     pub(super) pending: bool,
+    /// What ran in it before the restart; it may have ended.
+    pub(super) application: Option<Cgroup>,
 }
 
 impl Worker {
@@ -250,6 +263,7 @@ impl Worker {
             stage: row.stage,
             tree: beginning.tree,
             mounted: None,
+            application: beginning.application,
             base: beginning.base,
             checkpoints: beginning.checkpoints,
             reporter: beginning.reporter,
@@ -286,8 +300,9 @@ impl Worker {
         worker.view.send_modify(|view| {
             view.sealed_bytes = row.sealed_bytes;
             view.sent_bytes = row.sent_bytes;
-            view.freeze_us = worker.checkpoints.last().map(|row| row.freeze_us);
+            view.show_cut(worker.checkpoints.last());
         });
+        worker.show_application();
         // Whether it was staged is not known any more.
         worker.stage_upto = worker.checkpoints.last().map(|row| row.generation);
         worker.show();
@@ -376,6 +391,7 @@ impl Worker {
             () = Automatic::due(self.automatic.wake()) => Happened::Due,
             () = closed(self.tree.as_ref()) => Happened::GenerationClosed,
             () = unmounted(self.mounted.as_ref()) => Happened::Unmounted,
+            () = application::ended(self.application.as_ref()) => Happened::ApplicationEnded,
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
                 self.seal_again = None;
                 self.farewell_again = None;
@@ -452,6 +468,7 @@ impl Worker {
             }
             Happened::Looked(error) => self.looked(error),
             Happened::Unmounted => self.unmounted_by_others(),
+            Happened::ApplicationEnded => self.application_ended(),
             Happened::GenerationClosed | Happened::Due => {}
             Happened::Ticked => self.notice_absence(),
         }
@@ -497,6 +514,9 @@ impl Worker {
             }
             Command::Mount { done } => {
                 let _ = done.send(self.mount());
+            }
+            Command::Run { cgroup, done } => {
+                let _ = done.send(self.run_application(cgroup.as_deref()));
             }
             Command::Onward(onward) => self.wish_onward(*onward),
             // Handled where the task can end.

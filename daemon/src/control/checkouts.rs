@@ -189,6 +189,24 @@ pub(super) async fn commit(
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+struct Run {
+    cgroup: Option<PathBuf>,
+}
+
+pub(super) async fn run(
+    State(daemon): State<Arc<Daemon>>,
+    Address(which): Address,
+    body: Bytes,
+) -> Answer {
+    let member = daemon.member()?;
+    let request: Run = parse(&body)?;
+    let cgroup = request.cgroup.map(absolute).transpose()?;
+    let checkout = member.checkouts.find(&which)?;
+    Ok(Json(checkout.run(cgroup).await?))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Release {
     discard: bool,
 }

@@ -214,7 +214,7 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 mod tests {
     use std::sync::Arc;
 
-    use img_records::CommitKind;
+    use img_records::{CommitKind, Maps};
     use img_types::object::ObjectKind;
     use img_types::{LeaseMode, RequestId};
     use tokio::sync::Notify;
@@ -246,6 +246,7 @@ mod tests {
             root,
             message: String::new(),
             kind: CommitKind::Import,
+            maps: Maps::Exact,
             logical_bytes: 0,
             files: 0,
             sealed_bytes: 0,
@@ -261,12 +262,14 @@ mod tests {
         state.now(|db| db.remove_checkout(CHECKOUT)).unwrap();
         state.now(|db| db.journal_request(&request)).unwrap();
         let images = Images::new(Arc::clone(&device.home), state.clone());
+        let socket = dir.path().join("imgd.sock");
         let checkouts = Checkouts::recover(
             Arc::clone(&device.home),
             images.clone(),
             state.clone(),
             config::Checkpoints::default(),
             device.events.clone(),
+            &socket,
         );
         let member = Member {
             home: Arc::clone(&device.home),

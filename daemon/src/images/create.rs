@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use img_index::{Attributes, Boundary, Edit, Fact, FileKind, Inode, Key, Node, NodeSink, Value};
 use img_proto::{Answer, Call, LeaseTerms, Refusal};
-use img_records::{CommitKind, DescriptorPrivate};
+use img_records::{CommitKind, DescriptorPrivate, Maps};
 use img_seal::{Reference, Sealed};
 use img_types::limits::LEASE_TTL_DEFAULT;
 use img_types::{CheckoutId, ImageId, ImageName, LeaseMode, RequestId, Token};
@@ -180,6 +180,7 @@ impl Images {
             root: imported.root,
             message: String::new(),
             kind: CommitKind::Import,
+            maps: Maps::Exact,
             logical_bytes: imported.logical_bytes,
             files: imported.files,
             sealed_bytes: imported.sealed_bytes,
@@ -479,6 +480,7 @@ mod tests {
             root,
             message: String::new(),
             kind: CommitKind::Import,
+            maps: Maps::Exact,
             logical_bytes: 0,
             files: 0,
             sealed_bytes: 0,

@@ -106,6 +106,7 @@ impl Images {
             "dir": checkpoint.dir.display().to_string(),
             "dirty_bytes": row.dirty_bytes,
             "automatic": row.automatic,
+            "maps": row.maps.word(),
         })
     }
 
@@ -129,6 +130,7 @@ impl Images {
             "logical_bytes": commit.private.logical_bytes,
             "files": commit.private.files,
             "sealed_bytes": commit.private.sealed_bytes,
+            "maps": commit.private.maps.word(),
         })
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +31,8 @@ pub(super) struct Adapter {
     tree: Arc<Tree>,
     runtime: Handle,
     ending: watch::Sender<bool>,
+    /// Bytes that the kernel has written back by itself: what shared maps have changed.
+    written: Arc<AtomicU64>,
     /// The same for all entries of a mount: inodes are never given out twice, and a new number would take open
     /// files and working directories from programs.
     generation: Generation,
@@ -38,12 +41,18 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(tree: Arc<Tree>, runtime: Handle, ending: watch::Sender<bool>) -> Self {
+    pub(super) fn new(
+        tree: Arc<Tree>,
+        runtime: Handle,
+        ending: watch::Sender<bool>,
+        written: Arc<AtomicU64>,
+    ) -> Self {
         let generation = Generation(tree.restores());
         Self {
             tree,
             runtime,
             ending,
+            written,
             generation,
             opens_directories: true,
         }
@@ -387,6 +396,9 @@ impl Filesystem for Adapter {
         }
         let ino = inode(ino);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         // A request carries far less than 4 GiB.
         let len = data.len() as u32;
         let finish = move |outcome| match outcome {

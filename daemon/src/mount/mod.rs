@@ -7,6 +7,7 @@
 
 mod adapter;
 mod convert;
+mod maps;
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use img_index::Inode;
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::tree::Tree;
 use adapter::Adapter;
+use maps::Maps;
 
 /// How a tree is mounted.
 #[derive(Debug, Clone)]
@@ -44,6 +47,7 @@ pub struct Mounted {
     tree: Arc<Tree>,
     dir: PathBuf,
     notifier: Notifier,
+    maps: Maps,
     session: Option<BackgroundSession>,
     ended: watch::Receiver<bool>,
 }
@@ -55,10 +59,17 @@ impl Mounted {
     /// The directory cannot be mounted on, or FUSE is not available.
     pub fn new(tree: Arc<Tree>, config: &MountConfig, runtime: &Handle) -> io::Result<Self> {
         let (ending, ended) = watch::channel(false);
-        let adapter = Adapter::new(Arc::clone(&tree), runtime.clone(), ending);
+        let written = Arc::default();
+        let adapter = Adapter::new(
+            Arc::clone(&tree),
+            runtime.clone(),
+            ending,
+            Arc::clone(&written),
+        );
         let session = Session::new(adapter, &config.dir, &session_config(config))?;
         let notifier = session.notifier();
         Ok(Self {
+            maps: Maps::new(Arc::clone(&tree), notifier.clone(), written),
             tree,
             dir: config.dir.clone(),
             notifier,
@@ -83,17 +94,18 @@ impl Mounted {
         self.ended.clone().wait_for(|ended| *ended).await.ok();
     }
 
-    /// Has the kernel write back what shared maps have changed, and waits for it; blocks.
+    /// Has the kernel write back what shared maps have changed, and waits for it as long as something is written;
+    /// blocks. Returns the bytes that were written, nothing if it was given up.
     ///
     /// A checkpoint calls this before its cut. Never call it from a thread that answers requests:
     /// the kernel sends the pages as writes and waits for the answers.
-    pub fn flush_maps(&self) {
-        for inode in self.tree.mapped() {
-            // An inode that the kernel has dropped has no dirty pages.
-            if let Err(error) = self.notifier.inval_inode(INodeNo(inode.0), 0, 0) {
-                tracing::debug!(%error, "the kernel has nothing to flush");
-            }
-        }
+    pub fn flush_maps(&self) -> Option<u64> {
+        self.maps.flush()
+    }
+
+    /// As [`Self::flush_maps`], but gives up at a moment.
+    pub fn flush_maps_until(&self, until: Instant) -> Option<u64> {
+        self.maps.flush_until(until)
     }
 
     /// Has the kernel forget a name that was removed by another way than the mount; blocks. Never call it from a

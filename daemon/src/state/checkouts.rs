@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use img_proto::LeaseTerms;
+use img_records::Maps;
 use img_types::{CheckoutId, CommitId, ImageId, LeaseMode, RequestId, WallMillis};
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -70,8 +71,12 @@ pub struct CheckpointRow {
     pub time: WallMillis,
     /// How long writers waited, in microseconds.
     pub freeze_us: u64,
+    /// How long an application stood still for it, in microseconds; nothing if none was stopped.
+    pub stopped_us: Option<u64>,
     /// Dirty bytes that it closed.
     pub dirty_bytes: u64,
+    /// What it holds of shared memory maps.
+    pub maps: Maps,
     /// What the person said about it.
     pub message: String,
     /// Whether nobody asked for it.
@@ -317,7 +322,7 @@ impl Database {
     /// The database failed.
     pub fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<(), StateError> {
         self.sql.execute(
-            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, automatic) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 row.checkpoint,
                 row.checkout.as_bytes(),
@@ -327,6 +332,8 @@ impl Database {
                 row.dirty_bytes,
                 row.message,
                 row.automatic,
+                row.stopped_us,
+                row.maps == Maps::LastFlush,
             ],
         )?;
         Ok(())
@@ -352,7 +359,7 @@ impl Database {
     /// The database failed.
     pub fn checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
         let mut statement = self.sql.prepare(
-            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, automatic FROM checkpoints WHERE checkout = ?1 ORDER BY number",
+            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush FROM checkpoints WHERE checkout = ?1 ORDER BY number",
         )?;
         let rows = statement.query_map(params![checkout.as_bytes()], |row| {
             Ok(CheckpointRow {
@@ -364,6 +371,11 @@ impl Database {
                 dirty_bytes: row.get(4)?,
                 message: row.get(5)?,
                 automatic: row.get(6)?,
+                stopped_us: row.get(7)?,
+                maps: match row.get(8)? {
+                    true => Maps::LastFlush,
+                    false => Maps::Exact,
+                },
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

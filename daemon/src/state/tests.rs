@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use img_proto::{Call, LeaseTerms, Standing};
+use img_records::Maps;
 use img_types::{
     CheckoutId, CommitId, HomeId, ImageId, Incarnation, LeaseMode, LogPosition, LogRoot, RequestId,
     WallMillis,
@@ -44,7 +45,9 @@ fn checkpoint(number: u8) -> CheckpointRow {
         generation: u64::from(number),
         time: WallMillis(1),
         freeze_us: 2,
+        stopped_us: Some(4),
         dirty_bytes: 3,
+        maps: Maps::LastFlush,
         message: "cut".into(),
         automatic: number.is_multiple_of(2),
     }
@@ -379,7 +382,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
+    let back = "DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -389,7 +392,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+    let back = r#"DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
@@ -466,4 +469,33 @@ fn roots_of_the_newest_checkpoints_are_kept_as_long_as_these() {
         .now(|db| db.committed(checkout, b"commit", 2, 0, 0))
         .unwrap();
     assert_eq!(kept(&state), [(3, root(3))]);
+}
+
+#[test]
+fn an_applications_cgroup_is_found_again_until_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let cgroup = Path::new("/sys/fs/cgroup/imgctl/one");
+    let checkout = row().checkout;
+    assert!(
+        state
+            .now(|db| db.set_application(checkout, cgroup))
+            .is_err(),
+        "of no checkout"
+    );
+    state.now(|db| db.add_checkout(&row())).unwrap();
+    for path in [Path::new("/sys/fs/cgroup/imgctl/before"), cgroup] {
+        state.now(|db| db.set_application(checkout, path)).unwrap();
+    }
+    drop(state);
+    let state = open(dir.path());
+    let listed = || state.now(|db| db.applications()).unwrap();
+    assert_eq!(listed(), [(checkout, cgroup.to_owned())]);
+    state.now(|db| db.drop_application(checkout)).unwrap();
+    assert!(listed().is_empty());
+    state
+        .now(|db| db.set_application(checkout, cgroup))
+        .unwrap();
+    state.now(|db| db.remove_checkout(checkout)).unwrap();
+    assert!(listed().is_empty(), "it goes with its checkout");
 }

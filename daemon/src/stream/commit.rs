@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use img_proto::{Answer, Call};
-use img_records::{Commit, CommitKind, CommitPrivate, Parent, Seen, SignedReceipt};
+use img_records::{Commit, CommitKind, CommitPrivate, Maps, Parent, Seen, SignedReceipt};
 use img_seal::Reference;
 use img_types::{CheckoutId, ImageId, Instance, RequestId, Seq, Token, WallMillis};
 use tokio::time::sleep;
@@ -29,6 +29,8 @@ pub struct Draft {
     pub message: String,
     /// How it came about.
     pub kind: CommitKind,
+    /// What it holds of shared memory maps.
+    pub maps: Maps,
     /// Bytes of all files.
     pub logical_bytes: u64,
     /// Number of files.
@@ -56,6 +58,7 @@ impl Draft {
             root_len: self.root.len,
             message: self.message.clone(),
             kind: self.kind,
+            maps: self.maps,
             logical_bytes: self.logical_bytes,
             files: self.files,
             sealed_bytes: self.sealed_bytes,

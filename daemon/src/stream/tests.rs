@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use img_lease::holder::Kind;
-use img_records::CommitKind;
+use img_records::{CommitKind, Maps};
 use img_seal::{Reference, Sealed, Sealer};
 use img_store::Keep;
 use img_types::object::ObjectKind;
@@ -80,6 +80,7 @@ impl Scene {
             root,
             message: "a test".into(),
             kind: CommitKind::Commit,
+            maps: Maps::Exact,
             logical_bytes: 1,
             files: 1,
             sealed_bytes: 10_000,

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, MutexGuard, Weak};
+use std::sync::{Arc, MutexGuard, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use img_index::{Fact, Key, Value};
@@ -30,6 +30,8 @@ pub struct Cut {
     pub freeze_us: u64,
     /// Dirty bytes of the closed generation.
     pub dirty_bytes: u64,
+    /// Whether shared maps may have held changes that the kernel had not written yet.
+    pub mapped: bool,
 }
 
 /// Says why no cut was made.
@@ -96,6 +98,11 @@ impl Tree {
         self.flush(&mut self.log())
     }
 
+    /// Whether a cut can be made now: no earlier one waits for its seal.
+    pub fn has_room_for_cut(&self) -> bool {
+        self.shared().overlay.has_room()
+    }
+
     /// Calls `done` when everything that happened before is durable; calls share a flush.
     pub fn sync_then(&self, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
         self.flusher.sync(Box::new(done));
@@ -108,7 +115,34 @@ impl Tree {
     /// # Errors
     /// Two generations wait for their seal already, or the disk refuses.
     pub fn freeze(&self) -> Result<Option<Cut>, FreezeError> {
-        let mut log = self.log();
+        self.freeze_with(self.log(), || {})
+    }
+
+    /// As [`Self::freeze`], for writers that stand still: begins before `until` or not at all, in which case nothing is
+    /// returned, and calls `go_on` as soon as the cut is made, before it is durable. Where there is no cut, `go_on` is
+    /// dropped.
+    pub fn freeze_until(
+        &self,
+        until: Instant,
+        go_on: impl FnOnce(),
+    ) -> Option<Result<Option<Cut>, FreezeError>> {
+        loop {
+            match self.log.try_lock() {
+                Ok(log) => return Some(self.freeze_with(log, go_on)),
+                // Something is being synced.
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOG_PAUSE);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn freeze_with(
+        &self,
+        mut log: MutexGuard<'_, Log>,
+        go_on: impl FnOnce(),
+    ) -> Result<Option<Cut>, FreezeError> {
         let next = {
             let state = self.shared();
             if state.overlay.top_is_empty() {
@@ -129,6 +163,7 @@ impl Tree {
         let cut = cut(&mut state, arena);
         let freeze_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         drop(state);
+        go_on();
         log.top_bytes = 0;
         let flushed = self.flush(&mut log);
         self.closed.notify_one();
@@ -294,6 +329,7 @@ fn cut(state: &mut State, arena: Arena) -> Cut {
         generation,
         freeze_us: 0,
         dirty_bytes,
+        mapped: state.open.values().any(|open| open.maps > 0),
     }
 }
 
@@ -356,6 +392,8 @@ fn run(tree: &Weak<Tree>, requests: &Receiver<Request>) {
     }
 }
 
+/// Pause before it is looked again whether a sync that is under way has ended.
+const LOG_PAUSE: Duration = Duration::from_micros(200);
 /// How old a change may be that the journal has not got.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// Rows of one generation at which it is closed: a file that is synced for ever adds a row each time.

@@ -167,6 +167,7 @@ impl Worker {
         self.base = Some(onward.first);
         (self.paused, self.refusal) = (None, None);
         self.untrimmed = TRIM_AFTER;
+        self.renew_run_id();
         self.view.send_modify(|view| view.staged = None);
         self.set_problem(None);
         self.forget_upto(generation_max);

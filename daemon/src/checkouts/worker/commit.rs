@@ -292,6 +292,7 @@ impl Worker {
             root,
             generation_max,
             wishes: batch.numbers,
+            maps: self.maps_of(generation_max),
             sealed_bytes,
             hurry: self.automatic.hurry(request.automatic),
             request,

@@ -1,12 +1,13 @@
 //! The worker's cuts: checkpoints that are asked for, and those that wait for a seal.
 
+use img_records::Maps;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
 use super::Worker;
-use crate::checkouts::CommitRequest;
 use crate::checkouts::status::Cut;
+use crate::checkouts::{CommitRequest, apps};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::events;
@@ -68,15 +69,10 @@ impl Worker {
         let Some(tree) = self.tree.clone() else {
             return Ok((self.unchanged(), 0));
         };
-        let mounted = self.mounted.as_ref();
-        let frozen = block_in_place(|| {
-            if let Some(mounted) = mounted {
-                mounted.flush_maps();
-            }
-            tree.freeze()
-        })?;
+        let (mounted, application) = (self.mounted.as_ref(), self.application.as_ref());
+        let frozen = block_in_place(|| apps::cut(&tree, mounted, application))?;
         let closed_upto = tree.closed_upto();
-        let (newest, freeze_us, dirty_bytes) = match frozen {
+        let (newest, freeze_us, dirty_bytes) = match frozen.cut {
             Some(cut) => (cut.generation.0, cut.freeze_us, cut.dirty_bytes),
             None if self.has_uncut(&tree, closed_upto) => (closed_upto, 0, 0),
             None => {
@@ -91,7 +87,9 @@ impl Worker {
             generation: newest,
             time: events::now(),
             freeze_us,
+            stopped_us: frozen.stopped_us,
             dirty_bytes,
+            maps: frozen.maps,
             message: message.to_owned(),
             automatic,
         };
@@ -101,15 +99,23 @@ impl Worker {
             tracing::error!(%error, "a checkpoint could not be written down");
         }
         let cut = Cut::new(&row, false);
+        self.view.send_modify(|view| view.show_cut(Some(&row)));
         self.checkpoints.push(row);
         if newest == tree.sealed_upto()
             && let Some(root) = tree.root()
         {
             self.keep_checkpoint_root(newest, root);
         }
-        self.view
-            .send_modify(|view| view.freeze_us = Some(freeze_us));
         Ok((cut, newest))
+    }
+
+    /// What the state that ends with a generation holds of shared maps.
+    pub(super) fn maps_of(&self, generation: u64) -> Maps {
+        let mut newest = self.checkpoints.iter().rev();
+        let newest = newest.find(|row| row.generation <= generation);
+        let newest = newest.map(|row| row.maps);
+        let base = self.base.as_ref().map(|base| base.private.maps);
+        newest.or(base).unwrap_or(Maps::Exact)
     }
 
     /// Whether a generation closed by its size holds changes that no checkpoint names.
@@ -131,7 +137,9 @@ impl Worker {
             None => Cut {
                 id: self.base.as_ref().map(|base| base.id.to_string()),
                 freeze_us: 0,
+                stopped_us: None,
                 dirty_bytes: 0,
+                maps: Maps::Exact,
                 unchanged: true,
             },
         }

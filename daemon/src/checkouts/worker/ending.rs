@@ -278,6 +278,7 @@ impl Worker {
             tree.sync()?;
         }
         let (state, checkout) = (&self.shared.state, self.checkout);
+        self.shared.run_ids.forget(checkout);
         remove_files(state, &self.shared.home, checkout)?;
         state.now(|db| db.close_checkout(checkout, closed))?;
         Ok(())

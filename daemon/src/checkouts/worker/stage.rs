@@ -76,6 +76,7 @@ impl Worker {
                 .next()
                 .map_or(String::new(), |row| row.message.clone()),
             kind: CommitKind::Checkpoint,
+            maps: self.maps_of(generation),
             logical_bytes: 0,
             files: 0,
             sealed_bytes: sealed_bytes.map(|(_, (_, bytes))| bytes).sum(),

@@ -3,6 +3,7 @@
 mod back_in_time;
 mod bad_input;
 mod crash;
+mod cuts;
 mod enrolment;
 mod full_disk;
 mod history;
@@ -11,6 +12,7 @@ mod offline;
 mod pace;
 mod programs;
 mod revocation;
+mod run;
 mod scene;
 mod secrecy;
 mod steal;

@@ -1,5 +1,7 @@
 //! What is wanted of checkpoints that nobody asked for, and which are kept.
 
+use img_records::Maps;
+
 use super::*;
 use crate::checkouts::scene::Scene;
 use crate::stream::fake::CHECKOUT;
@@ -8,6 +10,8 @@ fn row(generation: u64, automatic: bool) -> CheckpointRow {
     let mut checkpoint = [0; 32];
     checkpoint[..8].copy_from_slice(&generation.to_le_bytes());
     CheckpointRow {
+        maps: Maps::Exact,
+        stopped_us: None,
         checkpoint,
         checkout: CHECKOUT,
         generation,
