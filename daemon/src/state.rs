@@ -173,13 +173,14 @@ impl Database {
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
-            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
-            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
-            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7],
-            4 => &[FROM_4, FROM_5, FROM_6, FROM_7],
-            5 => &[FROM_5, FROM_6, FROM_7],
-            6 => &[FROM_6, FROM_7],
-            7 => &[FROM_7],
+            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
+            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
+            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
+            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
+            5 => &[FROM_5, FROM_6, FROM_7, FROM_8],
+            6 => &[FROM_6, FROM_7, FROM_8],
+            7 => &[FROM_7, FROM_8],
+            8 => &[FROM_8],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -202,7 +203,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 8;
+const VERSION: i64 = 9;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -267,6 +268,11 @@ CREATE TABLE applications (
     checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
     cgroup BLOB NOT NULL
 ) STRICT;
+";
+
+/// What version 9 has that version 8 had not.
+const FROM_8: &str = "
+ALTER TABLE checkouts ADD COLUMN refusal TEXT;
 ";
 
 /// What version 3 has.

@@ -297,6 +297,7 @@ impl Worker {
         };
         worker.sealed_upto = worker.tree.as_ref().map_or(0, |tree| tree.sealed_upto());
         worker.take_kept();
+        worker.take_refusal();
         worker.view.send_modify(|view| {
             view.sealed_bytes = row.sealed_bytes;
             view.sent_bytes = row.sent_bytes;
@@ -501,7 +502,8 @@ impl Worker {
                     let _ = done.send(Err(error));
                     return;
                 }
-                self.refusal = None;
+                self.forget_refusal();
+                self.seal_again = None;
                 self.cut_or_wait(WaitingCut {
                     message: request.message.clone(),
                     done,

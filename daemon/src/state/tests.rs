@@ -269,8 +269,14 @@ fn wanted_commits_are_wanted_after_a_restart_until_they_are_refused() {
     };
     assert_eq!(moved(4), (4, Some((root, 10))), "it is sealed already");
     assert_eq!(moved(5), (5, None));
-    state.now(|db| db.drop_wishes(&[second])).unwrap();
-    assert_eq!(messages(&state), ["first"]);
+    let refuse = |db: &mut Database| db.refuse_wishes(checkout, &[second], Some("no"));
+    state.now(refuse).unwrap();
+    drop(state);
+    let state = open(dir.path());
+    let refusal = || state.now(|db| db.refusal(checkout)).unwrap();
+    assert_eq!(refusal().as_deref(), Some("no"));
+    state.now(|db| db.set_refusal(checkout, None)).unwrap();
+    assert_eq!((messages(&state), refusal()), (vec!["first".into()], None));
     // A number is never given again.
     assert!(add(&state, 5, "third").unwrap() > second);
     state.now(|db| db.remove_checkout(checkout)).unwrap();
@@ -382,7 +388,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
+    let back = "ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -392,7 +398,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+    let back = r#"ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);

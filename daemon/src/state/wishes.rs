@@ -6,7 +6,7 @@
 use img_seal::Reference;
 use img_types::bytes::{DecodeError, Reader};
 use img_types::{CheckoutId, CommitId, ImageId};
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Database, StateError};
@@ -137,15 +137,48 @@ impl Database {
         Ok(())
     }
 
-    /// Wants these no more: they were refused for good.
+    /// Wants these no more: they were refused for good. What is to be told of it is kept for whoever has gone.
     ///
     /// # Errors
     /// The database failed.
-    pub fn drop_wishes(&mut self, numbers: &[u64]) -> Result<(), StateError> {
+    pub fn refuse_wishes(
+        &mut self,
+        checkout: CheckoutId,
+        numbers: &[u64],
+        told: Option<&str>,
+    ) -> Result<(), StateError> {
         let transaction = self.sql.transaction()?;
         drop_wishes(&transaction, numbers)?;
+        if told.is_some() {
+            set_refusal(&transaction, checkout, told)?;
+        }
         transaction.commit()?;
         Ok(())
+    }
+
+    /// Keeps what is to be told of a refusal, or forgets it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn set_refusal(
+        &mut self,
+        checkout: CheckoutId,
+        told: Option<&str>,
+    ) -> Result<(), StateError> {
+        set_refusal(&self.sql, checkout, told)
+    }
+
+    /// What is to be told of a refusal that nobody heard.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn refusal(&self, checkout: CheckoutId) -> Result<Option<String>, StateError> {
+        let told = self.sql.query_row(
+            "SELECT refusal FROM checkouts WHERE checkout = ?1",
+            params![checkout.as_bytes()],
+            |row| row.get(0),
+        );
+        Ok(told.optional()?.flatten())
     }
 }
 
@@ -165,6 +198,18 @@ pub(super) fn sign_wishes(
             params![number],
         )?;
     }
+    Ok(())
+}
+
+fn set_refusal(
+    sql: &Connection,
+    checkout: CheckoutId,
+    told: Option<&str>,
+) -> Result<(), StateError> {
+    sql.execute(
+        "UPDATE checkouts SET refusal = ?2 WHERE checkout = ?1",
+        params![checkout.as_bytes(), told],
+    )?;
     Ok(())
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct Inner {
     pub(crate) stays_incomplete: bool,
     /// How far the device that is to be revoked has acted, as it says.
     pub(crate) log_moved: LogPosition,
+    /// Refuses the next commit.
+    pub(crate) refuse_commit: Option<Refusal>,
     /// Looks at every commit record before it is answered.
     pub(crate) witness: Option<Witness>,
     /// Says once that the upload session has ended.
@@ -106,6 +108,7 @@ impl FakeHome {
             refuse_release: None,
             stays_incomplete: false,
             log_moved: LogPosition(0),
+            refuse_commit: None,
             witness: None,
             end_session: false,
             steal: None,
@@ -334,6 +337,9 @@ impl Inner {
                 self.calls.push("commit");
                 if let Some(witness) = &self.witness {
                     witness(&commit);
+                }
+                if let Some(refusal) = self.refuse_commit.take() {
+                    return Some(self.reply(Err(refusal)));
                 }
                 let outcome = self.commit(&caller, commit);
                 if std::mem::take(&mut self.lose_receipt) {

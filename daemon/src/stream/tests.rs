@@ -307,6 +307,25 @@ async fn a_restarted_daemon_finishes_the_commit_that_it_had_written_down() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_refused_every_time_is_in_nobodys_way() {
+    let scene = Scene::new().await;
+    let root = scene.seal(1, 3);
+    for (refusal, stays) in [
+        (Refusal::NoRoom("its disk is full".into()), true),
+        (Refusal::InstanceFenced, true),
+        (Refusal::OverLimit("its message is too long".into()), false),
+        (Refusal::BadRecord("its parent is itself".into()), false),
+    ] {
+        scene.fake.lock().refuse_commit = Some(refusal.clone());
+        let outcome = scene.commit(&scene.draft(root, None)).await;
+        let refused = UploadError::Call(CallError::Refused(refusal));
+        assert_eq!(outcome.unwrap_err().to_string(), refused.to_string());
+        assert_eq!(scene.pending().is_some(), stays, "{refused}");
+    }
+    assert_eq!(scene.outbox().len(), 4);
+}
+
+#[tokio::test]
 async fn a_superseded_token_makes_an_orphan_whose_work_stays() {
     let scene = Scene::new().await;
     let root = scene.seal(1, 3);

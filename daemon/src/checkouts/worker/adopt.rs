@@ -165,7 +165,9 @@ impl Worker {
         self.name = name;
         self.descriptor = onward.descriptor;
         self.base = Some(onward.first);
-        (self.paused, self.refusal) = (None, None);
+        // What was signed for the image that was left is struck out with it.
+        (self.paused, self.signed_in_vain) = (None, false);
+        self.forget_refusal();
         self.untrimmed = TRIM_AFTER;
         self.renew_run_id();
         self.view.send_modify(|view| view.staged = None);
@@ -184,9 +186,11 @@ impl Worker {
 
     /// The newest generation that a root contains, as far as this daemon knows.
     fn generation_of(&self, root: Reference) -> u64 {
-        let sealed = self.roots.iter().rev();
-        let mut sealed = sealed.filter(|(_, (sealed, _))| *sealed == root);
-        sealed.next().map_or(0, |(generation, _)| *generation)
+        let sealed = self.roots.iter().map(|(of, (root, _))| (of, root));
+        // Those of before a restart are known where they are a checkpoint's.
+        let known = sealed.chain(&self.kept);
+        let contained = known.filter(|(_, known)| **known == root);
+        contained.map(|(of, _)| *of).max().unwrap_or(0)
     }
 
     /// Commits what the branch's first commit does not contain; nobody waits for it.

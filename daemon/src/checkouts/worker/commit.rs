@@ -505,12 +505,19 @@ impl Worker {
             self.pause();
             self.wishes.tell(told);
         }
-        let numbers = wishes::numbers(&refused);
-        let dropped = block_in_place(|| self.shared.state.now(|db| db.drop_wishes(&numbers)));
+        let (checkout, numbers) = (self.checkout, wishes::numbers(&refused));
+        let automatic = !refused.is_empty() && refused.iter().all(Wish::is_automatic);
+        let kept = (!automatic).then_some(told.message.as_str());
+        let dropped = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.refuse_wishes(checkout, &numbers, kept))
+        });
         if let Err(error) = dropped {
             tracing::warn!(%error, "a refused commit is tried once more after a restart");
         }
-        let automatic = !refused.is_empty() && refused.iter().all(Wish::is_automatic);
+        if refused.iter().any(|wish| wish.request.partial) {
+            self.left_out.clear();
+        }
         let mut is_heard = false;
         for wish in &mut refused {
             is_heard |= wish.answer(Err(told.clone()));
@@ -522,7 +529,48 @@ impl Worker {
             self.set_problem((!is_orphan).then(|| told.message.clone()));
             return;
         }
-        self.refusal = (!is_heard).then(|| told.message.clone());
+        self.refusal = Some(told.message.clone());
+        if is_heard {
+            self.forget_refusal();
+        }
+        self.set_problem(None);
+    }
+
+    /// Shows what was refused until something else is asked for, also after a restart.
+    pub(super) fn keep_refusal(&mut self, told: String) {
+        let checkout = self.checkout;
+        let kept = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.set_refusal(checkout, Some(&told)))
+        });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "a refusal is shown until the daemon ends");
+        }
+        self.refusal = Some(told);
+    }
+
+    /// What was refused has been heard, or something else is asked for.
+    pub(super) fn forget_refusal(&mut self) {
+        if self.refusal.take().is_none() {
+            return;
+        }
+        let checkout = self.checkout;
+        let forgotten = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.set_refusal(checkout, None))
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "a refusal that was heard is shown again after a restart");
+        }
+    }
+
+    /// Shows what was refused before the daemon ended.
+    pub(super) fn take_refusal(&mut self) {
+        let checkout = self.checkout;
+        match block_in_place(|| self.shared.state.now(|db| db.refusal(checkout))) {
+            Ok(told) => self.refusal = told,
+            Err(error) => tracing::warn!(%error, "what was refused cannot be read"),
+        }
         self.set_problem(None);
     }
 

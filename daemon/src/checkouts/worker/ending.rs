@@ -27,6 +27,7 @@ impl Worker {
         };
         match begun {
             Ok(()) => {
+                self.forget_refusal();
                 self.away_since = None;
                 self.release_waiters.push(done);
             }
@@ -83,9 +84,12 @@ impl Worker {
 
     /// Mounts after a release that did not come about, as before.
     fn mount_again(&mut self) {
-        if let Err(failed) = self.mount() {
-            tracing::warn!(error = %failed, "a checkout is not mounted again");
-            self.set_problem(Some(failed.message));
+        match self.mount() {
+            Ok(()) => self.set_problem(None),
+            Err(failed) => {
+                tracing::warn!(error = %failed, "a checkout is not mounted again");
+                self.set_problem(Some(failed.message));
+            }
         }
     }
 
@@ -195,14 +199,22 @@ impl Worker {
 
     /// The last commit was refused: the checkout stays, mounted as before.
     fn call_off_release(&mut self, error: ApiError) {
+        if self
+            .release_waiters
+            .iter()
+            .any(|waiter| !waiter.is_closed())
+        {
+            self.forget_refusal();
+        } else {
+            // Whoever asked for it has gone.
+            self.keep_refusal(format!("It could not be released. {}", error.message));
+        }
         if let Err(failed) = self.enter(Stage::Open) {
             // A restart would try it once more, and be refused as well.
             tracing::error!(error = %failed, "a release that is called off may be tried again");
             self.stage = Stage::Open;
         }
         self.mount_again();
-        // Whoever asked for it may have gone.
-        self.set_problem(Some(format!("It could not be released. {}", error.message)));
         self.answer_release(|| Err(error.clone()));
     }
 

@@ -36,3 +36,18 @@ async fn who_went_on_as_its_own_branch_is_not_pulled_onto_a_thiefs() {
     worker.start_onward().await;
     assert_eq!(worker.image, further.row.image);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_branch_contains_is_known_after_a_restart_and_what_blocked_is_forgotten() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    let vm = scene.stolen();
+    let kept = scene.onward(IMAGE, &scene.branch(&vm, "kept", THIEF));
+    let root = kept.first.root();
+    worker.kept.extend([(3, root), (4, root)]);
+    assert_eq!(worker.generation_of(root), 4);
+    worker.signed_in_vain = true;
+    worker.wish_onward(kept);
+    worker.start_onward().await;
+    assert!(worker.base.is_some() && !worker.signed_in_vain);
+}

@@ -54,7 +54,9 @@ async fn what_was_refused_is_not_wanted_again_before_something_changes() {
     let refused = worker.wishes.take_all();
     let numbers: Vec<_> = refused.iter().filter_map(|wish| wish.number).collect();
     let state = &scene.device.state;
-    state.now(|db| db.drop_wishes(&numbers)).unwrap();
+    state
+        .now(|db| db.refuse_wishes(CHECKOUT, &numbers, None))
+        .unwrap();
     worker.commit_what_is_due(now);
     assert_eq!(wished(&scene), []);
     add(&scene, &mut worker, row(4, true));

@@ -115,8 +115,12 @@ async fn what_is_refused_for_good_takes_nothing_else_along() {
     worker.set_problem(None);
     assert!(worker.view.borrow().problem.is_some());
     assert_eq!(branches(&kept(&scene)), [None]);
+    // All that a restart leaves.
+    worker.refusal = None;
+    worker.take_refusal();
+    assert!(worker.view.borrow().problem.is_some());
     asks(&mut worker, None).await;
-    worker.set_problem(None);
+    worker.take_refusal();
     assert_eq!(worker.view.borrow().problem, None);
 }
 
@@ -225,6 +229,37 @@ async fn a_commit_is_of_the_state_that_it_was_asked_for_also_after_a_restart() {
     worker.paused = None;
     drive(&mut worker, |worker| worker.base.is_some()).await;
     assert_eq!(worker.base.as_ref().map(OpenCommit::root), Some(roots[0]));
+    assert_eq!(branches(&kept(&scene)), [Some("new")]);
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_commit_that_is_accepted_at_last_fulfils_only_what_it_was_signed_for() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    asks(&mut worker, None).await;
+    drive(&mut worker, |worker| worker.base.is_some()).await;
+    let before = worker.base.as_ref().map(OpenCommit::root);
+    worker.mount().unwrap();
+    fs::write(scene.mount().join("file"), "1").unwrap();
+    scene.fake.lock().fence_after = Some(0);
+    let refused = asks(&mut worker, None).await;
+    drive(&mut worker, |worker| worker.wishes.is_empty()).await;
+    refused.await.unwrap().unwrap_err();
+    assert!(worker.signed_in_vain && worker.is_written_down());
+
+    scene.fake.lock().fence_after = None;
+    asks(&mut worker, Some("new")).await;
+    worker.wishes.begin(u64::MAX);
+    // It did not come about, and the record is sent first.
+    worker.resume_commit();
+    let (_commands, mut inbox) = mpsc::channel(1);
+    let mut tick = interval(Duration::from_secs(3_600));
+    while worker.base.as_ref().map(OpenCommit::root) == before {
+        let happened = worker.next(&mut inbox, &mut tick).await;
+        worker.apply(happened).await;
+    }
+    assert_eq!(worker.wishes.iter().count(), 1);
     assert_eq!(branches(&kept(&scene)), [Some("new")]);
     worker.stop();
 }

@@ -135,3 +135,20 @@ async fn a_lease_is_given_back_once_the_home_says_so_or_does_not_have_it() {
         give_back().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_nobody_heard_was_refused_is_told_until_something_else_is_asked_for() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    let problem = |worker: &Worker| worker.view.borrow().problem.clone();
+    worker.call_off_release(ApiError::failed("not now"));
+    // Whatever succeeds meanwhile, and after a restart.
+    worker.set_problem(None);
+    worker.refusal = None;
+    worker.take_refusal();
+    let shown = problem(&worker).unwrap();
+    assert!(shown.contains("could not be released"), "{shown}");
+    released(&mut worker, false).await.unwrap();
+    worker.take_refusal();
+    assert_eq!(problem(&worker), None);
+}
