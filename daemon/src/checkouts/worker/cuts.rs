@@ -36,7 +36,7 @@ impl Worker {
                 return;
             }
             Err(error) => {
-                let _ = waiting.done.send(Err(disk_full(&error)));
+                self.refuse_cut(waiting.done, disk_full(&error));
                 return;
             }
         };
@@ -46,13 +46,20 @@ impl Worker {
         }
         if let Some((request, committed)) = waiting.wish {
             if let Err(error) = self.wish(generation, request, committed) {
-                let _ = waiting.done.send(Err(error));
+                self.refuse_cut(waiting.done, error);
                 return;
             }
             // Whoever asks wants to know now.
             (self.paused, self.tries) = (None, 0);
         }
         let _ = waiting.done.send(Ok(cut));
+    }
+
+    /// Says why there is no cut, or no wish for it; shows it where nobody listens.
+    fn refuse_cut(&self, done: oneshot::Sender<Result<Cut, ApiError>>, error: ApiError) {
+        if let Err(Err(unheard)) = done.send(Err(error)) {
+            self.set_problem(Some(unheard.message));
+        }
     }
 
     /// Takes a cut that is durable when this returns, and the generation that it ends with.

@@ -1,15 +1,16 @@
 //! The roots of checkpoints that no commit contains: kept, so that a person can look at them and go back.
 
 use img_seal::Reference;
+use tokio::task::block_in_place;
 
 use super::Worker;
-use crate::state::CheckpointRow;
+use crate::state::{CheckpointRow, Database};
 
 impl Worker {
     /// Takes up the roots that were kept before the daemon ended, and the one that it could not write down any more.
     pub(super) fn take_kept(&mut self) {
         let checkout = self.checkout;
-        match self.shared.state.now(|db| db.checkpoint_roots(checkout)) {
+        match block_in_place(|| self.shared.state.now(|db| db.checkpoint_roots(checkout))) {
             Ok(roots) => {
                 let roots = roots.into_iter();
                 self.kept = roots
@@ -39,7 +40,8 @@ impl Worker {
         }
         self.kept.insert(generation, root);
         let (checkout, state) = (self.checkout, &self.shared.state);
-        let kept = state.now(|db| db.set_checkpoint_root(checkout, generation, &root));
+        let set = |db: &mut Database| db.set_checkpoint_root(checkout, generation, &root);
+        let kept = block_in_place(|| state.now(set));
         if let Err(error) = kept {
             tracing::warn!(%error, "a checkpoint's root is not written down; it can be read until the daemon ends");
         }
@@ -52,9 +54,8 @@ impl Worker {
         self.kept
             .retain(|generation, _| newest.contains(generation));
         let checkout = self.checkout;
-        let forget =
-            |db: &mut crate::state::Database| db.keep_checkpoint_roots(checkout, CHECKPOINTS_KEPT);
-        if let Err(error) = self.shared.state.now(forget) {
+        let forget = |db: &mut Database| db.keep_checkpoint_roots(checkout, CHECKPOINTS_KEPT);
+        if let Err(error) = block_in_place(|| self.shared.state.now(forget)) {
             tracing::warn!(%error, "roots of old checkpoints are not forgotten");
         }
         self.kept.values().copied().collect()

@@ -132,10 +132,14 @@ impl Worker {
     pub(super) fn not_staged(&mut self, error: &CommitError) {
         tracing::info!(checkout = %self.checkout.short(), %error, "a checkpoint is not staged yet");
         match error {
-            CommitError::Call(CallError::Refused(Refusal::NoRoom(_) | Refusal::OverLimit(_))) => {
-                // Room is for commits; the next checkpoint tries again.
-                self.stage_upto = None;
+            // Room is for commits.
+            CommitError::Call(CallError::Refused(Refusal::NoRoom(_))) => self.stage_upto = None,
+            // A home that was restored gives the lease anew; where it is gone, there is nothing to be staged.
+            CommitError::Call(CallError::Refused(Refusal::TokenStale { .. })) => {
+                self.stage_again = Some(Instant::now() + STAGE_PAUSE);
             }
+            // The next checkpoint tries again.
+            error if work::is_final(error) => self.stage_upto = None,
             _ => self.stage_again = Some(Instant::now() + STAGE_PAUSE),
         }
     }
@@ -274,6 +278,18 @@ mod tests {
         let ended = timeout(SOON, drive(&mut worker, gave_up)).await;
         assert!(ended.is_ok(), "it is sent again and again");
         worker.stop();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_refused_every_time_is_not_tried_again() {
+        let scene = Scene::new().await;
+        let mut worker = scene.worker();
+        for (refusal, again) in [(Refusal::Busy, true), (Refusal::NotMember, false)] {
+            (worker.stage_upto, worker.stage_again) = (Some(1), None);
+            worker.not_staged(&CallError::Refused(refusal).into());
+            let tries = (worker.stage_upto.is_some(), worker.stage_again.is_some());
+            assert_eq!(tries, (again, again));
+        }
     }
 
     /// Longer than any of it takes.
