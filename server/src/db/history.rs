@@ -16,6 +16,8 @@ use crate::proposal::Proposed;
 
 /// Entries of the log that are read at a time while one is looked for.
 const ENTRIES_PER_READ: u32 = 256;
+/// How often that is done at most: as many entries as an image gets in weeks, in a few milliseconds.
+const READS_MAX: u32 = 64;
 
 /// A commit as it was acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,14 +176,15 @@ pub(crate) async fn entries_of(
     entries.collect()
 }
 
-/// The newest entry of a steal that ended a checkout's lease of an image.
+/// The entry of the steal that ended the newest lease that a checkout had of an image, if it is not long ago.
 pub(crate) async fn steal_from(
     connection: &mut SqliteConnection,
     image: ImageId,
     checkout: CheckoutId,
 ) -> Result<Option<LogEntry>, Stop> {
     let mut before = None;
-    loop {
+    // Anybody may ask, and name any checkout.
+    for _ in 0..READS_MAX {
         let page = entries_of(connection, image, before, ENTRIES_PER_READ).await?;
         let Some((oldest, _)) = page.last() else {
             return Ok(None);
@@ -191,11 +194,16 @@ pub(crate) async fn steal_from(
             let entry = LogEntry::decode(&mut Reader::new(bytes)).map_err(|error| {
                 Stop::Broken(format!("a stored log entry does not decode: {error}"))
             })?;
-            if entry.kind == LogKind::Steal && entry.subject == *checkout.as_bytes() {
-                return Ok(Some(entry));
+            let own = entry.subject == *checkout.as_bytes();
+            match entry.kind {
+                LogKind::Steal if own => return Ok(Some(entry)),
+                // Whatever ended an earlier lease, it has had one since.
+                LogKind::Grant | LogKind::Release if own => return Ok(None),
+                _ => {}
             }
         }
     }
+    Ok(None)
 }
 
 /// Finds a pin.

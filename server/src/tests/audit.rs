@@ -125,6 +125,50 @@ async fn refusals_and_steals_are_written_down_for_admins() {
 }
 
 #[tokio::test]
+async fn an_earlier_steal_is_not_told_of_a_checkout_that_has_had_the_image_since() {
+    let (home, first) = TestHome::founded().await;
+    let second = home.second(&first).await;
+    let (draft, head, _) = image(&home, &first, 1).await;
+    let steal = Call::Steal {
+        image: draft.image,
+        checkout: second.device.checkout,
+        terms: TERMS,
+        expect: StealExpectation {
+            epoch: Epoch(1),
+            head: Some(head),
+            staged: None,
+        },
+        reason: Bytes::from_static(b"sealed"),
+        branch: None,
+    };
+    let Ok(Answer::Granted { token, .. }) = second.call(steal).await else {
+        panic!("not stolen");
+    };
+    let lost = Call::StolenBy {
+        image: draft.image,
+        checkout: first.device.checkout,
+    };
+    let told = first.call(lost.clone()).await;
+    assert!(matches!(told, Ok(Answer::StolenBy { steal: Some(_) })));
+    let release = Call::Release {
+        image: draft.image,
+        checkout: second.device.checkout,
+        token,
+    };
+    second.call(release).await.unwrap();
+    let acquire = Call::Acquire {
+        image: draft.image,
+        checkout: first.device.checkout,
+        terms: TERMS,
+        expect_head: None,
+        take_over: false,
+    };
+    first.call(acquire).await.unwrap();
+    let told = first.call(lost).await;
+    assert_eq!(told, Ok(Answer::StolenBy { steal: None }));
+}
+
+#[tokio::test]
 async fn the_oldest_entries_go_and_strangers_push_out_only_strangers() {
     let (home, admin) = TestHome::founded().await;
     let noted = |device, count: u32| {
