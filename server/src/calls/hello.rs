@@ -20,21 +20,26 @@ const LATE: Instance = Instance(0);
 /// A Hello can lie in the network or in a stalled home's socket until its daemon is dead and the next one has
 /// been greeted; taken for a newer start it would fence the one that lives. A process began its connection
 /// before it ended, and so before the next one began its own: the order of connections tells.
+///
+/// What is written here may yet be taken back in the database, so that it counts only for the daemon that is the
+/// newest there.
 #[derive(Debug, Default)]
-pub(crate) struct Greeted(Mutex<BTreeMap<DeviceId, u64>>);
+pub(crate) struct Greeted(Mutex<BTreeMap<(DeviceId, DaemonNonce), u64>>);
 
 impl Greeted {
     /// Whether a later connection than this one brought the newest daemon of a device.
-    fn later_than(&self, device: DeviceId, connection: u64) -> bool {
-        let newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        newest
-            .get(&device)
-            .is_some_and(|newest| *newest > connection)
+    fn later_than(&self, device: DeviceId, newest: Option<&Start>, connection: u64) -> bool {
+        let met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = newest.and_then(|newest| met.get(&(device, newest.nonce)));
+        newest.is_some_and(|newest| *newest > connection)
     }
 
-    fn set(&self, device: DeviceId, connection: u64) {
-        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.insert(device, connection);
+    /// A daemon takes the place of the newest one.
+    fn set(&self, device: DeviceId, newest: Option<&Start>, nonce: DaemonNonce, connection: u64) {
+        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = newest.map(|newest| newest.nonce);
+        met.retain(|(of, nonce), _| *of != device || Some(*nonce) == newest);
+        met.insert((device, nonce), connection);
     }
 }
 
@@ -60,7 +65,7 @@ pub(super) async fn hello(
             }
             let current = devices::newest_daemon(tx.sql().await?, device).await?;
             let earlier = devices::instance_of(tx.sql().await?, device, nonce).await?;
-            if earlier.is_none() && greeted.later_than(device, connection) {
+            if earlier.is_none() && greeted.later_than(device, current.as_ref(), connection) {
                 let instance = LATE;
                 devices::add_daemon(tx, device, Start { nonce, instance }).await?;
                 return Ok((Some(LATE), Err(Refusal::InstanceFenced.into())));
@@ -71,7 +76,7 @@ pub(super) async fn hello(
             };
             if earlier.is_none() {
                 devices::add_daemon(tx, device, daemon).await?;
-                greeted.set(device, connection);
+                greeted.set(device, current.as_ref(), nonce, connection);
             }
             history::renew_pins(tx, device).await?;
             Ok((Some(daemon.instance), Ok((daemon.instance, at_seen))))
@@ -84,4 +89,27 @@ pub(super) async fn hello(
     }
     let (instance, at_seen) = greeted?;
     Ok(Answer::Hello { instance, at_seen })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_whose_row_was_taken_back_is_not_met_and_the_one_before_it_still_is() {
+        let greeted = Greeted::default();
+        let device = DeviceId::from_bytes([1; 32]);
+        let start = |number: u8| Start {
+            nonce: DaemonNonce::from_bytes([number; 32]),
+            instance: Instance(u64::from(number)),
+        };
+        let (first, second) = (start(1), start(2));
+        greeted.set(device, None, first.nonce, 3);
+        greeted.set(device, Some(&first), second.nonce, 5);
+        // As the database has it, with and without the second.
+        assert!(greeted.later_than(device, Some(&second), 4));
+        assert!(!greeted.later_than(device, Some(&first), 4));
+        assert!(greeted.later_than(device, Some(&first), 2));
+        assert!(!greeted.later_than(device, None, 2));
+    }
 }
