@@ -52,10 +52,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Works until the person presses Ctrl-C.
+/// Works until the person presses Ctrl-C; where that has been switched off, to its end.
 async fn until_interrupted<T>(
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
+    if verbs::is_ignored(rustix::process::Signal::INT) {
+        return work.await;
+    }
     tokio::select! {
         outcome = work => outcome,
         _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),

@@ -19,6 +19,8 @@ mod run;
 mod status;
 mod steal;
 
+pub(crate) use run::is_ignored;
+
 use clap::CommandFactory;
 use serde_json::{Value, json};
 

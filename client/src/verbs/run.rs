@@ -78,7 +78,7 @@ async fn open(session: &Session, args: &RunArgs) -> Result<(Place, bool), Failur
     let odd = |error| Failure::failed(format!("The daemon's answer is odd: {error}."));
     let listed = session.api.get("/v1/checkouts").await?;
     let listed = Vec::<Place>::deserialize(&listed).map_err(odd)?;
-    let mut leased = listed.into_iter().filter(|place| {
+    let mut leased = listed.iter().filter(|place| {
         place.name == args.name.as_str() && matches!(place.state.as_str(), "leased" | "lapsed")
     });
     let there = leased.next();
@@ -89,7 +89,8 @@ async fn open(session: &Session, args: &RunArgs) -> Result<(Place, bool), Failur
     let body = json!({ "name": args.name.as_str(), "dir": dir });
     let opened = session.stream("/v1/checkouts", &body).await?;
     let place = Place::deserialize(&opened).map_err(odd)?;
-    Ok((place, there.is_some()))
+    let was_open = listed.iter().any(|listed| listed.dir == place.dir);
+    Ok((place, was_open))
 }
 
 /// Starts the application, in a cgroup that the daemon knows if one can be made.
@@ -224,6 +225,10 @@ fn signals() -> Result<mpsc::Receiver<Signal>, Failure> {
         Signal::USR1,
         Signal::USR2,
     ] {
+        // Whoever switched it off, as nohup does, did so for the application too; listening would switch it on.
+        if is_ignored(passed) {
+            continue;
+        }
         let mut listened = signal(SignalKind::from_raw(passed.as_raw()))
             .map_err(|error| Failure::failed(format!("Signals cannot be heard: {error}.")))?;
         let sender = sender.clone();
@@ -232,6 +237,16 @@ fn signals() -> Result<mpsc::Receiver<Signal>, Failure> {
         });
     }
     Ok(received)
+}
+
+/// Whether this program was started with a signal switched off.
+pub(crate) fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let bit = u32::try_from(signal.as_raw() - 1).unwrap_or(u32::MAX);
+    mask.and_then(|mask| mask.checked_shr(bit))
+        .is_some_and(|rest| rest & 1 == 1)
 }
 
 /// Whether a signal came from the terminal, which has sent it to the application too.
@@ -269,6 +284,13 @@ const LOOKS_QUIET: u32 = 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_is_switched_off_is_known() {
+        // Rust switches it off at every start.
+        assert!(is_ignored(Signal::PIPE));
+        assert!(!is_ignored(Signal::USR2));
+    }
 
     #[test]
     fn codes_are_those_of_a_shell() {

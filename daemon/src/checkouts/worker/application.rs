@@ -6,12 +6,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use img_lease::holder::Kind as LeaseKind;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use super::Worker;
 use crate::cgroup::{Cgroup, NoCgroup};
-use crate::checkouts::processes;
+use crate::checkouts::{processes, work};
 use crate::error::{ApiError, Kind};
 use crate::state::Stage;
 
@@ -24,6 +25,21 @@ impl Worker {
                 format!("{} is not mounted here, or is being released.", self.name),
                 "Ask again when it is checked out.",
             ));
+        }
+        let holder = self.shared.keeper.holder(self.checkout);
+        match holder.map(|holder| holder.kind()) {
+            Some(LeaseKind::Leased | LeaseKind::Lapsed) => {}
+            Some(LeaseKind::Orphan) => {
+                let (shared, image) = (&self.shared, self.image);
+                return Err(work::orphan(shared, image, &self.name, &self.dir));
+            }
+            _ => {
+                return Err(ApiError::usage(format!(
+                    "The checkout of {} at {} is read-only: what an application changes there could not be committed.",
+                    self.name,
+                    self.dir.display()
+                )));
+            }
         }
         if let Some(running) = &self.application {
             let pids = running.processes();

@@ -16,7 +16,11 @@ pub(crate) struct Running(Option<Child>);
 impl Running {
     /// Starts it on a device.
     pub(crate) fn start(device: &Device, args: &[&str]) -> Result<Self> {
-        let child = Command::new(binary("imgctl")?)
+        Self::start_by(Command::new(binary("imgctl")?), device, args)
+    }
+
+    fn start_by(mut command: Command, device: &Device, args: &[&str]) -> Result<Self> {
+        let child = command
             .env("IMGD_SOCKET", device.socket())
             .env("IMGD_STATE", device.state())
             .current_dir(device.work())
@@ -183,6 +187,20 @@ fn signals_reach_the_application_and_not_its_release() -> Result<()> {
         ensure!(committed(&world, &a, "f")? == "5\n");
         run(&a, "rm ready")?;
     }
+    // What nohup has switched off stays so, for the application as well.
+    let mut nohup = Command::new("sh");
+    nohup
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(binary("imgctl")?);
+    let script = "echo > ready; while [ ! -e end ]; do sleep 0.05; done";
+    let running = Running::start_by(nohup, &a, &["vm", "--", "sh", "-c", script])?;
+    wait_for_file(&a, "ready")?;
+    let group = Pid::from_raw(i32::try_from(running.child()?.id())?).context("a group")?;
+    kill_process_group(group, Signal::HUP)?;
+    fs::write(a.work().join("vm/end"), "")?;
+    let outcome = running.wait()?;
+    ensure!(outcome.ok(), "{outcome}");
+    run(&a, "rm ready end")?;
     // One that ends by the signal it was sent has not crashed.
     let running = Running::start(&a, &["vm", "--", "sh", "-c", waits])?;
     wait_for_file(&a, "ready")?;
@@ -350,5 +368,22 @@ fn a_run_id_is_renewed_when_the_state_becomes_anothers() -> Result<()> {
         outcome.ok() && outcome.stdout.len() == before.len() && outcome.stdout != before,
         "{outcome}"
     );
+    Ok(())
+}
+
+#[test]
+fn nothing_is_started_where_it_could_not_be_committed() -> Result<()> {
+    let world = World::new()?;
+    let a = world.founder("a")?;
+    a.json(&["create", "vm"])?;
+    a.checkout("vm", &[])?;
+    let b = world.joined("b", &a)?;
+    b.json(&["steal", "vm"])?;
+    e2e::wait_for("the loser to know", || {
+        Ok((a.status("vm")?["state"] == "orphan").then_some(()))
+    })?;
+    let outcome = run(&a, "echo > started")?;
+    ensure!(outcome.code == Some(5), "{outcome}");
+    ensure!(!a.work().join("vm/started").exists() && a.status("vm")?["state"] == "orphan");
     Ok(())
 }
