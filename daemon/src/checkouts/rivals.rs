@@ -84,12 +84,21 @@ impl Shared {
 
     /// Looks again after a while, once however often that is wanted meanwhile.
     pub(super) fn look_later(self: &Arc<Self>) {
+        self.look_after(LOOK_PAUSE);
+    }
+
+    /// Looks again at once; where a look is due already, with that.
+    pub(super) fn look_again(self: &Arc<Self>) {
+        self.look_after(Duration::ZERO);
+    }
+
+    fn look_after(self: &Arc<Self>, pause: Duration) {
         if self.looks_later.swap(true, Ordering::AcqRel) {
             return;
         }
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(pause).await;
             shared.looks_later.store(false, Ordering::Release);
             shared.look_for_rivals().await;
         });
@@ -250,6 +259,9 @@ impl Shared {
         let Some(holder) = holder.filter(|holder| holder.kind() == LeaseKind::Orphan) else {
             return;
         };
+        if self.awaits_branch(checkout.id).await {
+            return;
+        }
         for image in images {
             let new = lock(&self.searched).insert((checkout.id, image.row.image));
             if !new || image.row.image == holder.image() || image.row.epoch <= Epoch(1) {
@@ -265,14 +277,32 @@ impl Shared {
             };
             if self.is_of_work(&first, &holder) {
                 let (shared, checkout) = (Arc::clone(self), Arc::clone(checkout));
-                let stem = image.name().to_string();
+                let (stem, found) = (image.name().to_string(), image.row.image);
                 // It holds what was staged here over the same base, so the rest stands on it.
                 let parent = first.record().parent.map(|parent| parent.commit);
                 let onto = (parent == holder.base()).then_some((image.row.image, first.id));
-                tokio::spawn(async move { shared.save_the_rest(&checkout, &stem, onto).await });
+                tokio::spawn(async move {
+                    if let Err(error) = shared.save_the_rest(&checkout, &stem, onto).await {
+                        tracing::warn!(%error, "an orphan's work is not saved as a branch");
+                        if error.kind == Kind::HomeAway {
+                            // What is asked for by now goes on by itself, and may find its name taken.
+                            lock(&shared.searched).remove(&(checkout.id, found));
+                        }
+                    }
+                });
                 return;
             }
         }
+    }
+
+    /// Whether a checkout was asked for a branch that is still to be made.
+    async fn awaits_branch(&self, checkout: CheckoutId) -> bool {
+        let wishes = self.state.with(move |db| db.wishes(checkout)).await;
+        let branches = wishes.map(|wishes| wishes.iter().any(|wish| wish.request.branch.is_some()));
+        branches.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what a checkout was asked for cannot be read");
+            true
+        })
     }
 
     async fn save_the_rest(
@@ -280,15 +310,9 @@ impl Shared {
         checkout: &Checkout,
         stem: &str,
         onto: Option<(ImageId, CommitId)>,
-    ) {
+    ) -> Result<(), ApiError> {
         for _ in 0..NAMES_TRIED_MAX {
-            let name = match self.free_name(stem).await {
-                Ok(name) => name,
-                Err(error) => {
-                    tracing::warn!(%error, "an orphan's work is not saved as a branch");
-                    return;
-                }
-            };
+            let name = self.free_name(stem).await?;
             let request = CommitRequest {
                 message: format!("What was here when {stem} had gone to somebody else"),
                 branch: Some(name.to_string()),
@@ -298,15 +322,13 @@ impl Shared {
             match checkout.commit(request, true).await {
                 Ok(_) => {
                     tracing::info!(checkout = %checkout.id.short(), name = %name, "an orphan's work is saved");
-                    return;
+                    return Ok(());
                 }
                 Err(error) if error.kind == Kind::NameTaken => {}
-                Err(error) => {
-                    tracing::warn!(%error, "an orphan's work is not saved as a branch");
-                    return;
-                }
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     fn token(&self, lease: &LeaseRow) -> Option<Token> {

@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 
 use super::super::scene::{Scene, THIEF};
 use super::*;
+use crate::stream::fake::CHECKOUT;
 
 /// What becomes of a checkout when the home shows these images: the one that it is to go on as.
 async fn goes_on_as(
@@ -124,4 +125,46 @@ async fn what_cannot_be_judged_is_kept_and_looked_at_again() {
     };
     assert_eq!(onward.image(), rest.row.image);
     assert_eq!(calls(&scene, "release"), 0);
+}
+
+#[tokio::test]
+async fn an_orphans_work_is_saved_under_another_name_where_the_first_was_taken_meanwhile() {
+    let scene = Scene::new().await;
+    let mut inbox = scene.list();
+    let vm = scene.stolen();
+    let mut kept = scene.branch(&vm, "kept", THIEF);
+    (kept.row.epoch, kept.row.lease) = (Epoch(2), None);
+    let stale = LeaseEvent::TokenStale {
+        image: vm.row.image,
+        token: scene.device.token(),
+        rival: Some(THIEF),
+    };
+    scene.device.keeper.apply(CHECKOUT, stale).await.unwrap();
+    let images = [vm, kept.clone()];
+    let look = || async {
+        let asked = scene.shared.clock.now();
+        scene.shared.notice_rivals(&images, asked).await;
+    };
+    look().await;
+    let Some(Command::Commit { request, done, .. }) = inbox.recv().await else {
+        panic!("nothing is saved");
+    };
+    // Accepted, and then the home is away.
+    let state = &scene.device.state;
+    let number = state
+        .now(|db| db.add_wish(CHECKOUT, 1, &request, None))
+        .unwrap();
+    let _ = done.send(Err(ApiError::away("It goes on by itself.")));
+    let searched = (CHECKOUT, kept.row.image);
+    while lock(&scene.shared.searched).contains(&searched) {
+        tokio::task::yield_now().await;
+    }
+    look().await;
+    assert!(!lock(&scene.shared.searched).contains(&searched));
+    // Its name was taken: it is wanted no more.
+    let refused = state.now(|db| db.refuse_wishes(CHECKOUT, &[number], None));
+    refused.unwrap();
+    look().await;
+    let again = inbox.recv().await;
+    assert!(matches!(again, Some(Command::Commit { .. })), "{again:?}");
 }

@@ -34,8 +34,7 @@ impl Worker {
 
     /// Asks the home what is leased to this checkout, so that what is not gone on as is given back.
     fn look_again(&self) {
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move { shared.look_for_rivals().await });
+        self.shared.look_again();
     }
 
     /// Goes on as the branch that is wanted, once no commit of before is under way: the home may know it.
