@@ -14,6 +14,7 @@ use img_types::{CheckoutId, ImageId, ImageName, Instance, Seq, WallMillis};
 use crate::commits::{OpenCommit, OpenDescriptor, RecordError};
 use crate::events;
 use crate::home::Home;
+use crate::random::random;
 
 /// What a branch starts with.
 #[derive(Debug, Clone)]
@@ -79,9 +80,7 @@ impl<'a> BranchDraft<'a> {
     /// # Errors
     /// The newest key epoch is not known here.
     pub fn sign(self, home: &Home) -> Result<NewBranch, RecordError> {
-        let mut image = [0; ImageId::LEN];
-        getrandom::fill(&mut image).expect("the kernel has randomness once a daemon runs");
-        let image = ImageId::from_bytes(image);
+        let image = ImageId::from_bytes(random());
         let mut descriptor = self.from.private.clone();
         descriptor.name = self.name.to_string();
         let private = CommitPrivate {

@@ -261,18 +261,14 @@ impl Checkouts {
             return Ok(None);
         };
         checkout.checkpoint(String::new()).await?;
-        let upto = tree.closed_upto();
-        let mut view = checkout.view.clone();
-        while tree.sealed_upto() < upto {
-            let unsealed = view.borrow_and_update().unsealed.clone();
-            if let Some(mut told) = unsealed {
+        if let Err(mut told) = checkout.sealed().await {
+            if checkout.view.borrow().unsealed.is_some() {
                 told.hint = format!(
                     "Copy the files that you need from {}: `cp -a` works there.",
                     checkout.dir.display()
                 );
-                return Err(told);
             }
-            view.changed().await.map_err(|_| ending())?;
+            return Err(told);
         }
         let id = checkout.id;
         let row = self.shared.state.with(move |db| db.checkout(id)).await;

@@ -28,6 +28,7 @@ pub mod keeper;
 pub mod memory;
 pub mod mount;
 pub mod objects;
+mod random;
 pub mod seal;
 pub mod state;
 pub mod stream;

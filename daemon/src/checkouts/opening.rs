@@ -27,6 +27,7 @@ use crate::events::{self, Phase, Reporter};
 use crate::home::CallError;
 use crate::images::Image;
 use crate::keeper::{self, KeeperError, Label, luck};
+use crate::random::random;
 use crate::state::{CheckoutRow, Stage};
 use crate::tree::{ObjectSource, OwnerMapping, Tree, TreeConfig};
 
@@ -553,12 +554,6 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         lock(&self.shared.opening).remove(&self.what);
     }
-}
-
-fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
-    bytes
 }
 
 /// Commands that wait for a checkout's worker.

@@ -109,7 +109,7 @@ impl Checkout {
 
     /// Waits until everything that was cut before has been sealed. What failed before may succeed now: it is tried once
     /// more.
-    async fn sealed(&self) -> Result<(), ApiError> {
+    pub(super) async fn sealed(&self) -> Result<(), ApiError> {
         let Some(tree) = &self.tree else {
             return Ok(());
         };

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::restored::{BackInTime, Loss, Place, Visit};
 use super::{CallError, Home, PATIENCE};
 use crate::events::{Phase, Reporter};
+use crate::random::random;
 use crate::state::Acknowledged;
 use crate::stream::mend::{Asker, lacking};
 
@@ -394,9 +395,7 @@ struct OwnUpload<'a> {
 
 impl<'a> OwnUpload<'a> {
     async fn open(visit: &'a Visit<'a>) -> Result<Self, CallError> {
-        let mut id = [0; CheckoutId::LEN];
-        getrandom::fill(&mut id).expect("the kernel has randomness once a daemon runs");
-        let checkout = CheckoutId::from_bytes(id);
+        let checkout = CheckoutId::from_bytes(random());
         match visit.ask(Call::OpenUpload { checkout }).await? {
             Answer::Upload { upload } => Ok(Self { visit, upload }),
             _ => Err(CallError::Protocol("no upload session")),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::CallError;
 use super::greeting::Core;
 use crate::error::{self, ApiError};
+use crate::random::random;
 
 /// What a home lost that went back in time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -147,9 +148,7 @@ impl<'a> Visit<'a> {
 
     /// Makes a call that changes the home. It is not journaled: a person repeats what it is a part of.
     pub(super) async fn mutate(&self, call: Call) -> Result<Answer, CallError> {
-        let mut id = [0; RequestId::LEN];
-        getrandom::fill(&mut id).expect("the kernel has randomness once a daemon runs");
-        let id = Some(RequestId::from_bytes(id));
+        let id = Some(RequestId::from_bytes(random()));
         self.send(Request { id, call }).await
     }
 

@@ -11,6 +11,7 @@ use crate::branch::{BranchDraft, NewBranch};
 use crate::commits::{OpenCommit, RecordError};
 use crate::error::ApiError;
 use crate::home::CallError;
+use crate::random::random;
 
 impl Images {
     /// Makes an image that starts from a commit of another, or from what is staged beside its head.
@@ -26,18 +27,16 @@ impl Images {
     ) -> Result<Json, ApiError> {
         let image = self.find(name).await?;
         let (state, commit) = self.at_home(&image, at, local).await?;
-        let mut checkout = [0; CheckoutId::LEN];
-        getrandom::fill(&mut checkout).expect("the kernel has randomness once a daemon runs");
         let draft = BranchDraft {
             // Nobody's working copy: the branch is FREE once it is made.
-            checkout: CheckoutId::from_bytes(checkout),
+            checkout: CheckoutId::from_bytes(random()),
             ..BranchDraft::of(&image.descriptor, to, &state, commit)
         };
         let branch = draft.sign(&self.home).map_err(ApiError::failed)?;
         let token = self.send(&branch, to).await?;
         let release = Call::Release {
             image: branch.image(),
-            checkout: CheckoutId::from_bytes(checkout),
+            checkout: CheckoutId::from_bytes(random()),
             token,
         };
         if let Err(error) = self.mutate(release, to.as_str()).await {

@@ -23,6 +23,7 @@ use crate::events::{Phase, Reporter, after, time_in_words};
 use crate::home::{CallError, Home};
 use crate::import::{Cancel, Import, ImportError, Imported, Skipped, SourceKind, look};
 use crate::objects::Objects;
+use crate::random::random;
 use crate::state::JournaledRequest;
 use crate::stream::{Draft, ImportUpload, Sent, UploadError, deliver};
 
@@ -417,12 +418,6 @@ fn explain_import(error: &ImportError, from: &Path) -> ApiError {
 
 /// How often an import's lease is renewed, as that of a checkout: every third of its time.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(LEASE_TTL_DEFAULT.as_secs() / 3);
-
-fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
-    bytes
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use img_types::BootMillis;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::events;
+use crate::random::random;
 
 /// Reads the clocks of one boot.
 #[derive(Debug, Clone, Copy)]
@@ -48,12 +49,6 @@ impl Default for Clock {
 /// Spreads renewals.
 pub fn luck() -> u16 {
     u16::from_le_bytes(random())
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
-    bytes
 }
 
 /// Reads a UUID with its dashes.

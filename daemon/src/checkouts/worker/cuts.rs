@@ -11,6 +11,7 @@ use crate::checkouts::{CommitRequest, apps};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::events;
+use crate::random::random;
 use crate::state::CheckpointRow;
 use crate::tree::{FreezeError, Tree};
 
@@ -159,10 +160,4 @@ pub(super) fn disk_full(error: &FreezeError) -> ApiError {
         format!("The checkpoint was not taken: {error}. Nothing is lost."),
         "Make room on this device and ask again.",
     )
-}
-
-fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the kernel has randomness once a daemon runs");
-    bytes
 }
