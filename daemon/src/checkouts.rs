@@ -22,6 +22,7 @@ mod run_id;
 pub(crate) mod scene;
 mod status;
 mod stealing;
+mod thinning;
 mod work;
 mod worker;
 

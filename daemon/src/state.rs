@@ -36,6 +36,7 @@ pub use branches::BranchedRow;
 pub use checkouts::{CheckoutRow, CheckpointRow, ClosedCheckout, PendingCommit, Stage};
 pub use home::{HomePin, IssuedInvite};
 pub use requests::JournaledRequest;
+pub use roots::KeptRoot;
 pub use wishes::{CommitRequest, WishRow};
 
 /// Why the state folder cannot be used.
@@ -173,14 +174,19 @@ impl Database {
         sql.pragma_update(None, "foreign_keys", true)?;
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
-            0 => &[SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
-            2 => &[FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
-            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
-            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8],
-            5 => &[FROM_5, FROM_6, FROM_7, FROM_8],
-            6 => &[FROM_6, FROM_7, FROM_8],
-            7 => &[FROM_7, FROM_8],
-            8 => &[FROM_8],
+            0 => &[
+                SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9,
+            ],
+            2 => &[
+                FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9,
+            ],
+            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
+            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
+            5 => &[FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
+            6 => &[FROM_6, FROM_7, FROM_8, FROM_9],
+            7 => &[FROM_7, FROM_8, FROM_9],
+            8 => &[FROM_8, FROM_9],
+            9 => &[FROM_9],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -203,7 +209,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 9;
+const VERSION: i64 = 10;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -273,6 +279,12 @@ CREATE TABLE applications (
 /// What version 9 has that version 8 had not.
 const FROM_8: &str = "
 ALTER TABLE checkouts ADD COLUMN refusal TEXT;
+";
+
+/// What version 10 has that version 9 had not: checkpoints stay when a later commit comes, as the checkout's past.
+const FROM_9: &str = "
+ALTER TABLE checkpoints ADD COLUMN past INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoint_roots ADD COLUMN sealed_bytes INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// What version 3 has.

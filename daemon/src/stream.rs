@@ -252,10 +252,8 @@ impl Uploader {
         let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
         blocking(move || {
             let outbox = objects.outbox(checkout);
-            let mut needed = BTreeSet::new();
-            for root in roots {
-                needed.extend(below(root, &outbox, |id| objects.object_bytes(id))?);
-            }
+            let needed = below(&roots, &outbox, |id| objects.object_bytes(id))?;
+            let needed: BTreeSet<_> = needed.into_iter().collect();
             let unneeded = outbox.into_iter().filter(|id| !needed.contains(id));
             Ok(unneeded.collect())
         })
@@ -458,7 +456,7 @@ impl Uploader {
         let (objects, checkout) = (Arc::clone(self.home.objects()), self.checkout);
         blocking(move || {
             let outbox = objects.outbox(checkout);
-            Ok(below(root, &outbox, |id| objects.object_bytes(id))?)
+            Ok(below(&[root], &outbox, |id| objects.object_bytes(id))?)
         })
         .await
     }

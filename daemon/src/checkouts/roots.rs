@@ -10,12 +10,13 @@ use img_types::{CheckoutId, CommitId, ImageId, ImageName};
 use super::{Checkout, Checkouts, Which, ending};
 use crate::error::{ApiError, Kind};
 use crate::images::{Local, LocalCheckpoint, NamedRoot};
-use crate::state::{Database, StateError};
+use crate::state::{CheckpointRow, Database, StateError};
 
 /// What the state folder knows of an image's checkouts.
 #[derive(Default)]
 struct Rows {
     roots: BTreeMap<[u8; 32], Reference>,
+    past: BTreeMap<CheckoutId, Vec<CheckpointRow>>,
     signed: Vec<Vec<u8>>,
     bases: Vec<Vec<u8>>,
 }
@@ -44,8 +45,13 @@ impl Checkouts {
                 .as_ref()
                 .map(|tree| (tree.sealed_upto(), tree.root()));
             let sealed = sealed.unwrap_or_default();
-            let rows = view.checkpoints.clone().into_iter();
-            rows.map(move |row| {
+            let past = rows.past.get(&checkout.id).into_iter().flatten();
+            // One that becomes the past just now may be in both.
+            let past = past.filter(|row| !view.checkpoints.contains(row));
+            let past = past.map(|row| (row.clone(), None));
+            let now = view.checkpoints.clone().into_iter();
+            let all: Vec<_> = past.chain(now.map(|row| (row, base))).collect();
+            all.into_iter().map(move |(row, base)| {
                 let newest = sealed.1.filter(|_| sealed.0 == row.generation);
                 LocalCheckpoint {
                     base,
@@ -142,7 +148,8 @@ fn rows(db: &mut Database, image: ImageId, ids: &[CheckoutId]) -> Result<Rows, S
     for id in ids {
         let roots = db.checkpoint_roots(*id)?.into_iter();
         rows.roots
-            .extend(roots.map(|(checkpoint, _, root)| (checkpoint, root)));
+            .extend(roots.map(|kept| (kept.checkpoint, kept.root)));
+        rows.past.insert(*id, db.past_checkpoints(*id)?);
         rows.signed
             .extend(db.pending_commit(*id)?.map(|pending| pending.record));
     }

@@ -130,7 +130,9 @@ pub(super) struct Worker {
     /// Roots of generations that no commit contains, with the bytes sealed for each.
     pub(super) roots: BTreeMap<u64, (Reference, u64)>,
     pub(super) sealed_upto: u64,
-    /// Roots of checkpoints that can be read, by the generations that they end with.
+    /// Checkpoints that are kept although a later state is a commit, oldest first.
+    past: Vec<CheckpointRow>,
+    /// Roots of all checkpoints, by the generations that they end with.
     kept: BTreeMap<u64, Reference>,
     waiting_cuts: Vec<WaitingCut>,
     pub(super) wishes: Wishes,
@@ -270,6 +272,7 @@ impl Worker {
             view,
             roots: BTreeMap::new(),
             sealed_upto: 0,
+            past: Vec::new(),
             kept: BTreeMap::new(),
             waiting_cuts: Vec::new(),
             wishes: Wishes::default(),
@@ -562,13 +565,12 @@ impl Worker {
             return;
         };
         self.untrimmed = 0;
-        let kept = self.newest_kept();
         let base = self.base.as_ref().map(OpenCommit::root);
         let wished = self.wishes.iter();
         let wished = wished.map(|wish| wish.generation).chain(self.stage_upto);
         let wished = wished.filter_map(|generation| self.roots.get(&generation));
         let roots = wished.map(|(root, _)| *root).chain(tree.root());
-        let roots = roots.chain(kept);
+        let roots = roots.chain(self.kept_roots());
         let roots = roots.filter(|root| Some(*root) != base);
         let roots = roots.map(|root| root.id).collect();
         let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);

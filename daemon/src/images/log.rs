@@ -13,12 +13,12 @@ use crate::commits::OpenCommit;
 use crate::events::time;
 use crate::state::CheckpointRow;
 
-/// A checkpoint that a checkout of this device took and that no commit contains yet.
+/// A checkpoint that a checkout of this device took and that is no commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalCheckpoint {
     /// The cut.
     pub row: CheckpointRow,
-    /// The commit that the checkout stands on.
+    /// The commit that the checkout stands on; nothing where the checkout has gone on to a later one.
     pub base: Option<CommitId>,
     /// The checkout's folder.
     pub dir: PathBuf,

@@ -3,6 +3,7 @@
 use img_types::CheckoutId;
 use rusqlite::params;
 
+use super::roots::pass_checkpoints;
 use super::wishes::drop_wishes;
 use super::{Database, StateError};
 
@@ -47,10 +48,7 @@ impl Database {
                 branch.holder,
             ],
         )?;
-        transaction.execute(
-            "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
-            params![checkout.as_bytes(), branch.generation_max],
-        )?;
+        pass_checkpoints(&transaction, checkout, branch.generation_max)?;
         drop_wishes(&transaction, &branch.wishes)?;
         // Signed for the image that was left, under a token that is over or was given back.
         transaction.execute(

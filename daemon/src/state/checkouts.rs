@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use img_proto::LeaseTerms;
 use img_records::Maps;
 use img_types::{CheckoutId, CommitId, ImageId, LeaseMode, RequestId, WallMillis};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::roots::pass_checkpoints;
 use super::wishes::{drop_fulfilled, drop_wishes, sign_wishes};
 use super::{Database, StateError};
 
@@ -321,36 +322,7 @@ impl Database {
     /// # Errors
     /// The database failed.
     pub fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<(), StateError> {
-        self.sql.execute(
-            "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![
-                row.checkpoint,
-                row.checkout.as_bytes(),
-                row.generation,
-                row.time.0,
-                row.freeze_us,
-                row.dirty_bytes,
-                row.message,
-                row.automatic,
-                row.stopped_us,
-                row.maps == Maps::LastFlush,
-            ],
-        )?;
-        Ok(())
-    }
-
-    /// Forgets checkpoints, with their roots.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn forget_checkpoints(&mut self, checkpoints: &[[u8; 32]]) -> Result<(), StateError> {
-        let transaction = self.sql.transaction()?;
-        for checkpoint in checkpoints {
-            let id = params![checkpoint];
-            transaction.execute("DELETE FROM checkpoints WHERE checkpoint = ?1", id)?;
-        }
-        transaction.commit()?;
-        Ok(())
+        add_checkpoint(&self.sql, row)
     }
 
     /// The checkpoints of a checkout that no commit contains yet, oldest first.
@@ -358,10 +330,26 @@ impl Database {
     /// # Errors
     /// The database failed.
     pub fn checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
+        self.read_checkpoints(checkout, false)
+    }
+
+    /// The checkpoints of a checkout that are kept although a later state is a commit, oldest first.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn past_checkpoints(&self, checkout: CheckoutId) -> Result<Vec<CheckpointRow>, StateError> {
+        self.read_checkpoints(checkout, true)
+    }
+
+    fn read_checkpoints(
+        &self,
+        checkout: CheckoutId,
+        past: bool,
+    ) -> Result<Vec<CheckpointRow>, StateError> {
         let mut statement = self.sql.prepare(
-            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush FROM checkpoints WHERE checkout = ?1 ORDER BY number",
+            "SELECT checkpoint, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush FROM checkpoints WHERE checkout = ?1 AND past = ?2 ORDER BY number",
         )?;
-        let rows = statement.query_map(params![checkout.as_bytes()], |row| {
+        let rows = statement.query_map(params![checkout.as_bytes(), past], |row| {
             Ok(CheckpointRow {
                 checkpoint: row.get(0)?,
                 checkout,
@@ -453,16 +441,13 @@ impl Database {
         wishes: &[u64],
     ) -> Result<(), StateError> {
         let transaction = self.sql.transaction()?;
-        transaction.execute(
-            "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
-            params![checkout.as_bytes(), generation_max],
-        )?;
+        pass_checkpoints(&transaction, checkout, generation_max)?;
         drop_wishes(&transaction, wishes)?;
         transaction.commit()?;
         Ok(())
     }
 
-    /// The pending commit has its receipt: it is the base, the checkpoints up to its generation are history, and the
+    /// The pending commit has its receipt: it is the base, the checkpoints up to its generation are the past, and the
     /// wishes that it was signed for have come true.
     ///
     /// # Errors
@@ -480,10 +465,7 @@ impl Database {
             "UPDATE checkouts SET base = ?2, sealed_bytes = ?3, sent_bytes = ?4 WHERE checkout = ?1",
             params![checkout.as_bytes(), base, sealed_bytes, sent_bytes],
         )?;
-        transaction.execute(
-            "DELETE FROM checkpoints WHERE checkout = ?1 AND generation <= ?2",
-            params![checkout.as_bytes(), generation_max],
-        )?;
+        pass_checkpoints(&transaction, checkout, generation_max)?;
         drop_fulfilled(&transaction, checkout)?;
         transaction.execute(
             "DELETE FROM pending_commits WHERE checkout = ?1",
@@ -492,6 +474,25 @@ impl Database {
         transaction.commit()?;
         Ok(())
     }
+}
+
+pub(super) fn add_checkpoint(sql: &Connection, row: &CheckpointRow) -> Result<(), StateError> {
+    sql.execute(
+        "INSERT INTO checkpoints (checkpoint, checkout, generation, time, freeze_us, dirty_bytes, message, automatic, stopped_us, last_flush) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        params![
+            row.checkpoint,
+            row.checkout.as_bytes(),
+            row.generation,
+            row.time.0,
+            row.freeze_us,
+            row.dirty_bytes,
+            row.message,
+            row.automatic,
+            row.stopped_us,
+            row.maps == Maps::LastFlush,
+        ],
+    )?;
+    Ok(())
 }
 
 fn read(row: &Row<'_>) -> Result<CheckoutRow, StateError> {

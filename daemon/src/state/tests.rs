@@ -388,7 +388,9 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed; PRAGMA user_version = 2;";
+    let back = "ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+        DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed;
+        ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
     let state = open(dir.path());
@@ -398,7 +400,9 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us; ALTER TABLE checkpoints DROP COLUMN automatic; DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints ADD COLUMN wish BLOB;
+    let back = r#"ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+        DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic;
+        ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
     drop(state);
@@ -436,45 +440,72 @@ fn enrolment_ends_with_the_pin_and_the_standing_is_kept() {
     assert!(state.now(|db| db.append_roster(1, b"again")).is_err());
 }
 
-#[test]
-fn roots_of_the_newest_checkpoints_are_kept_as_long_as_these() {
-    let dir = tempfile::tempdir().unwrap();
-    let state = open(dir.path());
-    let checkout = row().checkout;
-    let root = |number: u8| img_seal::Reference {
+/// Generations of checkpoints that are kept, with the first byte of the id of what they were sealed into.
+fn kept(state: &State) -> Vec<(u64, u8)> {
+    let roots = state.now(|db| db.checkpoint_roots(row().checkout)).unwrap();
+    let roots = roots.iter();
+    roots
+        .map(|kept| (kept.generation, kept.root.id.as_bytes()[0]))
+        .collect()
+}
+
+fn root(number: u8) -> img_seal::Reference {
+    img_seal::Reference {
         id: img_types::ObjectId::from_bytes([number; 32]),
         key: img_seal::BlockKey::from_bytes([8; 32]),
         len: 9,
-    };
+    }
+}
+
+#[test]
+fn checkpoints_are_the_past_once_a_later_state_is_a_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = open(dir.path());
+    let checkout = row().checkout;
     state.now(|db| db.add_checkout(&row())).unwrap();
-    for number in 1..=3 {
+    for number in 1..=5 {
         let cut = checkpoint(number);
         state.now(|db| db.add_checkpoint(&cut)).unwrap();
-        let kept =
-            |db: &mut Database| db.set_checkpoint_root(checkout, u64::from(number), &root(number));
-        state.now(kept).unwrap();
+        if number == 2 {
+            continue;
+        }
+        let generation = u64::from(number);
+        let keep =
+            |db: &mut Database| db.set_checkpoint_root(checkout, generation, &root(number), 7);
+        state.now(keep).unwrap();
     }
     // Of a generation that no checkpoint ends with there is nothing to keep.
-    let other = |db: &mut Database| db.set_checkpoint_root(checkout, 9, &root(9));
+    let other = |db: &mut Database| db.set_checkpoint_root(checkout, 9, &root(9), 0);
     state.now(other).unwrap();
-    let kept = |state: &State| {
-        let roots = state.now(|db| db.checkpoint_roots(checkout)).unwrap();
-        let roots = roots
-            .into_iter()
-            .map(|(_, generation, root)| (generation, root));
-        roots.collect::<Vec<_>>()
-    };
-    assert_eq!(kept(&state), [(1, root(1)), (2, root(2)), (3, root(3))]);
+    assert_eq!(kept(&state), [(1, 1), (3, 3), (4, 4), (5, 5)]);
+
+    // The second cannot be gone back to, and the fourth is the commit.
     state
-        .now(|db| db.keep_checkpoint_roots(checkout, 2))
+        .now(|db| db.committed(checkout, b"commit", 4, 0, 0))
         .unwrap();
     drop(state);
     let state = open(dir.path());
-    assert_eq!(kept(&state), [(2, root(2)), (3, root(3))]);
-    state
-        .now(|db| db.committed(checkout, b"commit", 2, 0, 0))
-        .unwrap();
-    assert_eq!(kept(&state), [(3, root(3))]);
+    let generations =
+        |rows: Vec<CheckpointRow>| -> Vec<u64> { rows.iter().map(|row| row.generation).collect() };
+    let now = state.now(|db| db.checkpoints(checkout)).unwrap();
+    let past = state.now(|db| db.past_checkpoints(checkout)).unwrap();
+    assert_eq!((generations(now), generations(past)), (vec![5], vec![1, 3]));
+    assert_eq!(kept(&state), [(1, 1), (3, 3), (5, 5)]);
+
+    let restored = CheckpointRow {
+        message: "restored".into(),
+        ..checkpoint(6)
+    };
+    let add = |db: &mut Database| db.add_sealed_checkpoint(&restored, &root(1));
+    state.now(add).unwrap();
+    assert!(state.now(add).is_err(), "one of an id");
+    let drop_some = |db: &mut Database| db.drop_checkpoints(&[[1; 32], [5; 32]]);
+    state.now(drop_some).unwrap();
+    assert_eq!(kept(&state), [(3, 3), (6, 1)]);
+    assert_eq!(
+        state.now(|db| db.checkpoints(checkout)).unwrap(),
+        [restored]
+    );
 }
 
 #[test]

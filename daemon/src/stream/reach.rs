@@ -13,14 +13,14 @@ use img_types::object::Parsed;
 #[error("object {0} of the outbox is not on this disk")]
 pub struct Lost(pub ObjectId);
 
-/// The objects of an outbox below and with a root, children before their parents.
+/// The objects of an outbox below and with some roots, each once, children before their parents.
 ///
 /// `outbox` is ascending, as the cache lists it; `read` blocks on the disk.
 ///
 /// # Errors
 /// A node cannot be read.
 pub fn below(
-    root: ObjectId,
+    roots: &[ObjectId],
     outbox: &[ObjectId],
     read: impl Fn(&ObjectId) -> Option<Bytes>,
 ) -> Result<Vec<ObjectId>, Lost> {
@@ -30,23 +30,25 @@ pub fn below(
         order: Vec::new(),
     };
     let mut path = Vec::new();
-    if walk.meet(&root) {
-        path.push(Open::read(root, &read)?);
-    }
-    while let Some(node) = path.last_mut() {
-        let Some(child) = node.children.next() else {
-            walk.order.push(node.id);
-            path.pop();
-            continue;
-        };
-        let is_node = node.level > 0;
-        if !walk.meet(&child) {
-            continue;
+    for root in roots {
+        if walk.meet(root) {
+            path.push(Open::read(*root, &read)?);
         }
-        if is_node {
-            path.push(Open::read(child, &read)?);
-        } else {
-            walk.order.push(child);
+        while let Some(node) = path.last_mut() {
+            let Some(child) = node.children.next() else {
+                walk.order.push(node.id);
+                path.pop();
+                continue;
+            };
+            let is_node = node.level > 0;
+            if !walk.meet(&child) {
+                continue;
+            }
+            if is_node {
+                path.push(Open::read(child, &read)?);
+            } else {
+                walk.order.push(child);
+            }
         }
     }
     Ok(walk.order)
@@ -133,7 +135,7 @@ mod tests {
         fn below(&self, root: ObjectId, outbox: &[ObjectId]) -> Result<Vec<ObjectId>, Lost> {
             let mut outbox = outbox.to_vec();
             outbox.sort();
-            below(root, &outbox, |id| self.0.get(id).cloned())
+            below(&[root], &outbox, |id| self.0.get(id).cloned())
         }
     }
 

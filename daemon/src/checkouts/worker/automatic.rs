@@ -209,7 +209,6 @@ impl Worker {
             self.stage_upto = Some(generation);
             self.commit_what_is_due(now);
         }
-        self.thin_out();
     }
 
     /// Wants the newest checkpoint to be a commit, if it is time for that.
@@ -253,26 +252,6 @@ impl Worker {
         };
         if let Err(error) = self.wish(generation, request, oneshot::channel().0) {
             tracing::warn!(checkout = %self.checkout.short(), error = %error.message, "an automatic checkpoint is not to be a commit");
-        }
-    }
-
-    /// Forgets all but the newest automatic checkpoints that are only here: who is away for long has thousands.
-    fn thin_out(&mut self) {
-        let automatic = self.checkpoints.iter().rev().filter(|row| row.automatic);
-        let old = automatic.skip(AUTOMATIC_KEPT).map(|row| row.checkpoint);
-        let old: Vec<_> = old.collect();
-        if old.is_empty() {
-            return;
-        }
-        let forgotten = block_in_place(|| {
-            let state = &self.shared.state;
-            state.now(|db| db.forget_checkpoints(&old))
-        });
-        match forgotten {
-            Ok(()) => self
-                .checkpoints
-                .retain(|row| !old.contains(&row.checkpoint)),
-            Err(error) => tracing::warn!(%error, "old automatic checkpoints are not forgotten"),
         }
     }
 
@@ -321,8 +300,6 @@ const POWER_LOOK: Duration = Duration::from_secs(30);
 /// How often a checkpoint that waits for an earlier one is looked at, besides at every event: nobody says when the home
 /// goes away.
 const HOLD_LOOK: Duration = Duration::from_secs(2);
-/// Automatic checkpoints without a commit that are kept: half of those whose roots are, so that a person's have room.
-const AUTOMATIC_KEPT: usize = 8;
 
 #[cfg(test)]
 mod tests;

@@ -611,8 +611,7 @@ impl Worker {
     pub(super) fn forget_upto(&mut self, generation_max: u64) {
         self.roots
             .retain(|generation, _| *generation > generation_max);
-        self.checkpoints
-            .retain(|row| row.generation > generation_max);
+        self.pass_checkpoints(generation_max);
     }
 }
 

@@ -114,6 +114,7 @@ impl Worker {
         {
             self.keep_checkpoint_root(newest, root);
         }
+        self.thin();
         Ok((cut, newest))
     }
 

@@ -65,16 +65,20 @@ async fn what_was_refused_is_not_wanted_again_before_something_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_newest_that_nobody_asked_for_are_kept() {
+async fn old_checkpoints_go_unless_something_is_to_be_made_of_them() {
     let scene = Scene::new().await;
     let mut worker = scene.worker();
     for generation in 1..=20 {
-        add(&scene, &mut worker, row(generation, generation % 10 != 0));
-        worker.thin_out();
+        add(&scene, &mut worker, row(generation, true));
     }
+    worker.stage_upto = Some(2);
+    let wish = worker.wish(3, CommitRequest::default(), oneshot::channel().0);
+    wish.unwrap();
+    worker.thin();
     let state = &scene.device.state;
     let kept = state.now(|db| db.checkpoints(CHECKOUT)).unwrap();
     assert_eq!(kept, worker.checkpoints);
     let generations: Vec<_> = kept.iter().map(|row| row.generation).collect();
-    assert_eq!(generations, [10, 12, 13, 14, 15, 16, 17, 18, 19, 20]);
+    let expected: Vec<_> = [2, 3].into_iter().chain(5..=20).collect();
+    assert_eq!(generations, expected);
 }
