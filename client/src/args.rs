@@ -181,6 +181,21 @@ pub(crate) enum Command {
         #[arg(value_name = "B", value_parser = values::commit)]
         to: Option<String>,
     },
+    /// Go back to an older state, in the folder as it is mounted
+    ///
+    /// What is there now is saved as a checkpoint first, so that `--to` with its id brings it back. Programs go on with
+    /// the older files. Nothing is committed: the next commit has the head as its parent, and the older contents.
+    Restore {
+        /// The checkout, by name or folder
+        #[arg(value_parser = CheckoutRef::parse, value_name = "NAME")]
+        checkout: CheckoutRef,
+        /// A commit or checkpoint, as `imgctl log` shows it; the commit that the checkout stands on by default
+        #[arg(long, value_name = "COMMIT", value_parser = values::commit)]
+        to: Option<String>,
+        /// Also while files are open for writing: programs that have them open get errors when they write
+        #[arg(long)]
+        force: bool,
+    },
     /// Write an image to a folder, a raw disk file or a tar
     Export(ExportArgs),
     /// Give an image another name

@@ -15,6 +15,7 @@ mod opening;
 mod pace;
 mod processes;
 mod recovery;
+mod restoring;
 mod rivals;
 mod roots;
 mod run_id;
@@ -50,6 +51,7 @@ use crate::stream::Uploader;
 use crate::tree::Tree;
 
 pub use crate::state::CommitRequest;
+pub use restoring::RestoreRequest;
 pub use stealing::{BranchChoice, StealRequest};
 
 use hydrate::Hydration;

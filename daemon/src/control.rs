@@ -11,6 +11,7 @@ mod doctor;
 mod events;
 mod home;
 mod images;
+mod restore;
 mod socket;
 mod steal;
 mod stream;
@@ -58,6 +59,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/checkouts/{checkout}/release", post(checkouts::release))
         .route("/v1/checkouts/{checkout}/hydrate", post(checkouts::hydrate))
         .route("/v1/checkouts/{checkout}/diff", post(diff::diff))
+        .route("/v1/checkouts/{checkout}/restore", post(restore::restore))
         .route("/v1/cache", get(cache::show).post(cache::set))
         .route("/v1/doctor", get(doctor::doctor))
         .route("/v1/events", get(events::events))

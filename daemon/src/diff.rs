@@ -10,18 +10,22 @@ mod names;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod touched;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use img_index::{Attributes, Difference, FileKind, Inode, KeyParts, KeyRange};
+use img_proto::Class;
 use img_seal::Reference;
 use img_types::ObjectId;
 use tokio::runtime::Handle;
 
 use crate::import::Cancel;
 use crate::objects::{FetchError, Objects};
+pub use touched::touched;
+
 use moves::{Moves, Target, entry};
 use names::{Name, Names};
 use reader::{Differences, Part, Reader, data, metadata, named};
@@ -99,7 +103,7 @@ pub fn diff(
     cancel: &Cancel,
     tell: &mut dyn FnMut(Change) -> Result<(), DiffError>,
 ) -> Result<(), DiffError> {
-    let reader = Reader::new(objects, runtime, cancel);
+    let reader = Reader::new(objects, runtime, cancel, Class::Hydrate);
     Comparison {
         moves: Moves::find(&reader, before, after)?,
         reader: &reader,

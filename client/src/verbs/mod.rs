@@ -15,6 +15,7 @@ mod join;
 mod leases;
 mod log;
 mod release;
+mod restore;
 mod run;
 mod status;
 mod steal;
@@ -122,6 +123,11 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Diff { checkout, from, to } => {
             diff::diff(&session, &checkout, from.as_ref(), to.as_ref()).await
         }
+        Command::Restore {
+            checkout,
+            to,
+            force,
+        } => restore::restore(&session, &checkout, to.as_ref(), force).await,
         Command::Export(args) => export::export(&session, args).await,
         Command::Leases => leases::leases(&session).await,
         Command::Doctor => doctor::doctor(&session).await,

@@ -1,6 +1,7 @@
 //! Who keeps files of a folder open, read from /proc.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -16,6 +17,24 @@ pub(super) struct User {
 /// The processes that have files below a folder open, stand in it or map files of it. What this user may not
 /// look at is not found. Reads links only, so that it never asks the mount itself.
 pub(super) fn users_of(dir: &Path) -> Vec<User> {
+    processes(|process| uses(process, dir))
+}
+
+/// The processes that have files below a folder open for writing, or map them so.
+pub(super) fn writers_of(dir: &Path) -> Vec<User> {
+    processes(|process| {
+        has_open(process, |link, to| {
+            // The link's own permissions say how the file was opened.
+            let opened = || {
+                link.symlink_metadata()
+                    .map(|link| link.permissions().mode())
+            };
+            to.starts_with(dir) && opened().is_ok_and(|mode| mode & 0o200 != 0)
+        })
+    })
+}
+
+fn processes(is_meant: impl Fn(&Path) -> bool) -> Vec<User> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -23,7 +42,7 @@ pub(super) fn users_of(dir: &Path) -> Vec<User> {
     processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| *pid != own && uses(*pid, dir))
+        .filter(|pid| *pid != own && is_meant(&Path::new("/proc").join(pid.to_string())))
         .map(|pid| User {
             pid,
             command: command(pid),
@@ -34,24 +53,36 @@ pub(super) fn users_of(dir: &Path) -> Vec<User> {
 
 /// The error that names them.
 pub(super) fn busy(dir: &Path, users: &[User]) -> ApiError {
+    let hint = "Close them there (also shells that stand in the folder), then ask again.";
+    naming(format!("Files in {} are open", dir.display()), users, hint)
+}
+
+/// The error that names who writes.
+pub(super) fn written(dir: &Path, writers: &[User]) -> ApiError {
+    naming(
+        format!(
+            "Nothing was restored: files in {} are open for writing",
+            dir.display()
+        ),
+        writers,
+        "Close them there and ask again, or add --force: what they have open is stale then, and they get errors when they write.",
+    )
+}
+
+fn naming(what: String, users: &[User], hint: &str) -> ApiError {
     let named: Vec<_> = users
         .iter()
         .map(|user| format!("{} ({})", user.command, user.pid))
         .collect();
     let message = if named.is_empty() {
-        format!("Files in {} are open.", dir.display())
+        format!("{what}.")
     } else {
-        format!(
-            "Files in {} are open in {}.",
-            dir.display(),
-            named.join(", ")
-        )
+        format!("{what} in {}.", named.join(", "))
     };
     let processes: Vec<Value> = users
         .iter()
         .map(|user| json!({ "pid": user.pid, "command": user.command }))
         .collect();
-    let hint = "Close them there (also shells that stand in the folder), then ask again.";
     ApiError::new(Kind::Busy, message, hint).with("processes", processes)
 }
 
@@ -81,8 +112,7 @@ pub(super) fn running(name: &str, dir: &Path, pids: &[u32]) -> ApiError {
     .with("processes", processes)
 }
 
-fn uses(pid: u32, dir: &Path) -> bool {
-    let process = Path::new("/proc").join(pid.to_string());
+fn uses(process: &Path, dir: &Path) -> bool {
     let inside = |link: &Path| std::fs::read_link(link).is_ok_and(|to| to.starts_with(dir));
     if ["cwd", "root", "exe"]
         .iter()
@@ -90,9 +120,15 @@ fn uses(pid: u32, dir: &Path) -> bool {
     {
         return true;
     }
+    has_open(process, |_, to| to.starts_with(dir))
+}
+
+/// Whether one of a process's open or mapped files is meant, by its link in /proc and where that leads.
+fn has_open(process: &Path, is_meant: impl Fn(&Path, &Path) -> bool) -> bool {
+    let is_meant = |link: PathBuf| std::fs::read_link(&link).is_ok_and(|to| is_meant(&link, &to));
     ["fd", "map_files"].iter().any(|folder| {
         let links = std::fs::read_dir(process.join(folder));
-        links.is_ok_and(|links| links.flatten().any(|link| inside(&link.path())))
+        links.is_ok_and(|links| links.flatten().any(|link| is_meant(link.path())))
     })
 }
 
@@ -126,6 +162,7 @@ mod tests {
         let mut echoed = [0; 2];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut echoed).unwrap();
         let users = users_of(&dir);
+        assert!(writers_of(&dir).is_empty(), "it only stands there");
         let error = busy(&dir, &users);
         drop(child.stdin.take());
         child.wait().unwrap();
@@ -136,5 +173,32 @@ mod tests {
         assert_eq!(users, [expected]);
         assert!(error.message.contains(&format!("cat ({})", child.id())));
         assert_eq!(error.to_json()["processes"][0]["command"], "cat");
+    }
+
+    #[test]
+    fn a_process_that_writes_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let files = [("read", false), ("write", true)].map(|(name, writes)| {
+            let path = dir.join(name);
+            std::fs::write(&path, "x").unwrap();
+            std::fs::OpenOptions::new()
+                .read(!writes)
+                .write(writes)
+                .open(path)
+                .unwrap()
+        });
+        let named = files.map(|file| {
+            let mut child = Command::new("sleep")
+                .arg("1000")
+                .stdin(Stdio::from(file))
+                .spawn()
+                .unwrap();
+            let writers = writers_of(&dir);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            writers.iter().map(|user| user.pid).collect::<Vec<_>>() == [child.id()]
+        });
+        assert_eq!(named, [false, true]);
     }
 }

@@ -110,7 +110,8 @@ mod tests {
         }
         assert!(kept.len() < 80, "{}", kept.len());
         assert_eq!(between(&kept, 0, HOUR), 12);
-        assert!((22..=25).contains(&between(&kept, HOUR, DAY)));
+        // The newest sixteen reach a little farther back than an hour.
+        assert!((23..=27).contains(&between(&kept, HOUR, DAY)));
         assert!((28..=30).contains(&between(&kept, DAY, KEPT_MAX + 1)));
         assert_eq!(between(&kept, KEPT_MAX + 1, i64::MAX), 0);
         assert_eq!(left(&kept, NOW), kept, "nothing more is to go");

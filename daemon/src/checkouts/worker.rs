@@ -17,6 +17,7 @@ mod commit;
 mod cuts;
 mod ending;
 mod kept;
+mod restore;
 mod stage;
 mod waiting;
 mod wishes;
@@ -58,6 +59,7 @@ pub(super) use automatic::AutomaticView;
 use commit::Pause;
 use cuts::WaitingCut;
 pub(super) use ending::remove;
+pub(super) use restore::{Restoring, Step};
 use stage::Staging;
 use wishes::Wishes;
 
@@ -76,6 +78,11 @@ pub(super) enum Command {
     Release {
         discard: bool,
         done: oneshot::Sender<Result<Value, ApiError>>,
+    },
+    /// Goes back to another root.
+    Restore {
+        restoring: Box<Restoring>,
+        done: oneshot::Sender<Result<Step, ApiError>>,
     },
     /// Mounts again what somebody unmounted.
     Mount {
@@ -419,7 +426,8 @@ impl Worker {
             }
             Happened::Commanded(Some(command)) => self.obey(command),
             Happened::Sealed(Ok(Some((generation, sealed)))) => {
-                self.sealed_upto = generation.0;
+                // A restore may have come between the seal and this word of it.
+                self.sealed_upto = self.sealed_upto.max(generation.0);
                 self.automatic.pace.spend(sealed.core_time);
                 self.roots
                     .insert(generation.0, (sealed.root, sealed.sealed_bytes));
@@ -516,6 +524,9 @@ impl Worker {
             Command::Release { discard, done } => {
                 self.paused = None;
                 self.release(discard, done);
+            }
+            Command::Restore { restoring, done } => {
+                let _ = done.send(self.restore(&restoring));
             }
             Command::Mount { done } => {
                 let _ = done.send(self.mount());

@@ -22,6 +22,7 @@ pub(super) struct Reader<'a> {
     objects: &'a Arc<Objects>,
     runtime: &'a Handle,
     cancel: &'a Cancel,
+    class: Class,
     /// Whether equal contents have equal references: they have within one key epoch.
     one_epoch: bool,
 }
@@ -53,11 +54,17 @@ impl Part {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(objects: &'a Arc<Objects>, runtime: &'a Handle, cancel: &'a Cancel) -> Self {
+    pub(super) fn new(
+        objects: &'a Arc<Objects>,
+        runtime: &'a Handle,
+        cancel: &'a Cancel,
+        class: Class,
+    ) -> Self {
         Self {
             objects,
             runtime,
             cancel,
+            class,
             one_epoch: objects.keyring().newest() == KeyEpoch(0),
         }
     }
@@ -193,7 +200,7 @@ impl<'a> Reader<'a> {
             Part::Zeros => Bytes::new(),
             Part::Inline(content) => Bytes::copy_from_slice(content),
             Part::Block(extent) => {
-                let read = read_block(self.objects, extent, Class::Hydrate);
+                let read = read_block(self.objects, extent, self.class);
                 self.runtime.block_on(read)?
             }
         })
@@ -209,7 +216,7 @@ impl<'a> Reader<'a> {
                 Ok(found) => return Ok(found),
                 Err(ReadError::Misplaced(id)) => return Err(DiffError::Misplaced(id)),
                 Err(ReadError::Absent(Absent(nodes))) => {
-                    let fetched = self.objects.fetch_nodes(&nodes, Class::Hydrate);
+                    let fetched = self.objects.fetch_nodes(&nodes, self.class);
                     self.runtime.block_on(fetched)?;
                 }
             }

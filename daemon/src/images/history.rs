@@ -23,6 +23,14 @@ pub enum CommitSpec {
 }
 
 impl CommitSpec {
+    /// Whether it may stand for a commit of this id.
+    pub fn may_mean(&self, id: &CommitId) -> bool {
+        match self {
+            Self::Head { .. } => true,
+            Self::Prefix(prefix) => id.to_string().starts_with(prefix),
+        }
+    }
+
     /// Parses what a person wrote.
     ///
     /// # Errors

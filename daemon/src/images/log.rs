@@ -8,7 +8,7 @@ use img_seal::Reference;
 use img_types::{CommitId, ImageId, Seq, WallMillis};
 use serde_json::{Value, json};
 
-use super::{Image, Images};
+use super::{CommitSpec, Image, Images, NamedRoot};
 use crate::commits::OpenCommit;
 use crate::events::time;
 use crate::state::CheckpointRow;
@@ -35,6 +35,22 @@ pub struct Local {
     pub signed: Vec<Vec<u8>>,
     /// The signed commits on which its checkouts stand.
     pub bases: Vec<Vec<u8>>,
+}
+
+impl Local {
+    /// A checkpoint that can be found without asking anybody, if only one is meant.
+    pub fn only_here(&self, spec: &CommitSpec) -> Option<NamedRoot> {
+        if let CommitSpec::Head { .. } = spec {
+            return None;
+        }
+        let ids = self.checkpoints.iter();
+        let ids = ids.map(|own| (CommitId::from_bytes(own.row.checkpoint), own.root));
+        let mut found = ids.filter(|(id, _)| spec.may_mean(id));
+        match (found.next(), found.next()) {
+            (Some((id, Some(root))), None) => Some(NamedRoot::new(id, root)),
+            _ => None,
+        }
+    }
 }
 
 impl Images {
@@ -156,7 +172,7 @@ impl Images {
     }
 
     /// What an image's first commit comes from. It is asked for once: with its receipt it is kept.
-    async fn first_parent(&self, image: &Image) -> Option<img_records::Parent> {
+    pub(super) async fn first_parent(&self, image: &Image) -> Option<img_records::Parent> {
         let id = image.row.image;
         let kept = self.state.with(move |db| db.acknowledged(id)).await.ok()?;
         let first = kept.first().filter(|first| first.seq == Seq(0));

@@ -150,6 +150,64 @@ impl Images {
         Ok(NamedRoot { id, root })
     }
 
+    /// Finds a state that a checkout of an image can go back to: as [`Self::readable`], or a commit of an image that it
+    /// was branched from.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn restorable(
+        &self,
+        image: &Image,
+        spec: &CommitSpec,
+        local: &Local,
+    ) -> Result<NamedRoot, ApiError> {
+        let missing = match self.readable(image, spec, local).await {
+            Err(error) if error.kind == Kind::NotFound => error,
+            found => return found,
+        };
+        let (mut of, mut spec) = (image.clone(), spec.clone());
+        if let CommitSpec::Head { before } = &mut spec {
+            let own = image
+                .head
+                .as_ref()
+                .map_or(0, |head| head.record().seq.0 + 1);
+            *before = before.saturating_sub(own);
+        }
+        for _ in 0..ORIGINS_MAX {
+            let Some(left) = self.first_parent(&of).await else {
+                break;
+            };
+            let listing = self.list().await?.images.into_iter();
+            let mut listing = listing.filter(|other| other.row.image == left.image);
+            let Some(origin) = listing.next() else { break };
+            let history = self.history(&origin, usize::MAX).await?;
+            let found: Vec<_> = match &mut spec {
+                CommitSpec::Head { before } => {
+                    let below = history.iter().skip_while(|commit| commit.id != left.commit);
+                    let below: Vec<_> = below.collect();
+                    let at = usize::try_from(*before).unwrap_or(usize::MAX);
+                    *before = before.saturating_sub(below.len() as u64);
+                    below.get(at).copied().into_iter().collect()
+                }
+                CommitSpec::Prefix(prefix) => {
+                    let begins = |commit: &&OpenCommit| commit.id.to_string().starts_with(&*prefix);
+                    history.iter().filter(begins).collect()
+                }
+            };
+            match found[..] {
+                [] => of = origin,
+                [commit] => return Ok(NamedRoot::new(commit.id, commit.root())),
+                [..] => {
+                    return Err(ApiError::usage(format!(
+                        "More than one commit of {} begins so; write more digits.",
+                        origin.name()
+                    )));
+                }
+            }
+        }
+        Err(missing)
+    }
+
     /// What is staged at home of a checkpoint: the record of its checkout that has its root.
     pub(super) async fn staged_of(
         &self,
@@ -232,3 +290,6 @@ fn not_apart(image: &Image, checkpoint: &LocalCheckpoint) -> ApiError {
         format!("`imgctl log {name}` lists the newer ones."),
     )
 }
+
+/// Branches of branches that are looked through for a commit.
+const ORIGINS_MAX: usize = 16;

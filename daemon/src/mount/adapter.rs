@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::convert::{access, errno, file_attr, file_type, inode, no_entry, node_kind, set_time};
+use super::gate::Gate;
 use crate::tree::{
     Allocation, COOKIE_FIRST, Failure, NewInode, RenameMode, Seek, SetAttributes, SetXattr, Shown,
     Tree,
@@ -30,6 +31,7 @@ use crate::tree::{
 pub(super) struct Adapter {
     tree: Arc<Tree>,
     runtime: Handle,
+    gate: Arc<Gate>,
     ending: watch::Sender<bool>,
     /// Bytes that the kernel has written back by itself: what shared maps have changed.
     written: Arc<AtomicU64>,
@@ -44,6 +46,7 @@ impl Adapter {
     pub(super) fn new(
         tree: Arc<Tree>,
         runtime: Handle,
+        gate: Arc<Gate>,
         ending: watch::Sender<bool>,
         written: Arc<AtomicU64>,
     ) -> Self {
@@ -51,6 +54,7 @@ impl Adapter {
         Self {
             tree,
             runtime,
+            gate,
             ending,
             written,
             generation,
@@ -64,13 +68,27 @@ impl Adapter {
         operation: impl Fn(&Tree) -> Result<T, Failure> + Send + Sync + 'static,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        match operation(&self.tree) {
-            Ok(value) => reply(Ok(value)),
+        let gate = Arc::clone(&self.gate);
+        let attempt = move |tree: &Tree| {
+            let pass = gate.enter();
+            operation(tree).map(|value| (value, pass))
+        };
+        match attempt(&self.tree) {
+            Ok((value, pass)) => {
+                reply(Ok(value));
+                drop(pass);
+            }
             Err(Failure::Refused(errno)) => reply(Err(errno)),
             Err(Failure::Absent(wanted)) => {
                 let tree = Arc::clone(&self.tree);
                 self.runtime.spawn(async move {
-                    reply(tree.repeat(wanted, operation).await);
+                    match tree.repeat(wanted, attempt).await {
+                        Ok((value, pass)) => {
+                            reply(Ok(value));
+                            drop(pass);
+                        }
+                        Err(errno) => reply(Err(errno)),
+                    }
                 });
             }
         }

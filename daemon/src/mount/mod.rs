@@ -7,6 +7,8 @@
 
 mod adapter;
 mod convert;
+mod forget;
+mod gate;
 mod maps;
 
 use std::ffi::OsStr;
@@ -26,6 +28,8 @@ use tokio::sync::watch;
 
 use crate::tree::Tree;
 use adapter::Adapter;
+pub use forget::Forget;
+use gate::Gate;
 use maps::Maps;
 
 /// How a tree is mounted.
@@ -48,6 +52,7 @@ pub struct Mounted {
     dir: PathBuf,
     notifier: Notifier,
     maps: Maps,
+    gate: Arc<Gate>,
     session: Option<BackgroundSession>,
     ended: watch::Receiver<bool>,
 }
@@ -60,9 +65,11 @@ impl Mounted {
     pub fn new(tree: Arc<Tree>, config: &MountConfig, runtime: &Handle) -> io::Result<Self> {
         let (ending, ended) = watch::channel(false);
         let written = Arc::default();
+        let gate = Arc::new(Gate::default());
         let adapter = Adapter::new(
             Arc::clone(&tree),
             runtime.clone(),
+            Arc::clone(&gate),
             ending,
             Arc::clone(&written),
         );
@@ -73,6 +80,7 @@ impl Mounted {
             tree,
             dir: config.dir.clone(),
             notifier,
+            gate,
             session: Some(session.spawn()?),
             ended,
         })

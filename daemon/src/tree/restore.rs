@@ -27,7 +27,7 @@ pub enum Restored {
     Done(GenerationId),
     /// So many files are open for writing: nothing was changed.
     Writers(usize),
-    /// Something is in no root yet: seal it, then ask again.
+    /// Something is in no root yet, or in another than was seen: seal it, look again, and ask again.
     Unsealed,
 }
 
@@ -38,12 +38,17 @@ struct Standing {
 }
 
 impl Tree {
-    /// Sets the tree to another root, durably. `force` does so although files are open for writing: their handles
-    /// are stale from then on ([`Self::is_stale`]), and so are all of files that the root has not got.
+    /// Sets the tree from one root to another, durably. `force` does so although files are open for writing: their
+    /// handles are stale from then on ([`Self::is_stale`]), and so are all of files that the root has not got.
     ///
     /// # Errors
     /// Nodes of the root are absent, or the disk is full; nothing has changed then.
-    pub fn restore(&self, root: Reference, force: bool) -> Result<Restored, Failure> {
+    pub fn restore(
+        &self,
+        from: Reference,
+        root: Reference,
+        force: bool,
+    ) -> Result<Restored, Failure> {
         let mut log = self.log();
         let (closed, next) = {
             let state = self.shared();
@@ -51,7 +56,7 @@ impl Tree {
         };
         let arena = Arena::create(&self.dir, next).map_err(|error| disk(&error))?;
         let mut state = self.lock();
-        let standing = match may_restore(&state, force) {
+        let standing = match may_restore(&state, from, force) {
             Restored::Done(_) => standing(&state, &*self.source, &root),
             refused => {
                 arena.retire();
@@ -88,6 +93,19 @@ impl Tree {
         Ok(Restored::Done(closed))
     }
 
+    /// How many files are open for writing.
+    pub fn writers(&self) -> usize {
+        writers(&self.shared())
+    }
+
+    /// Looks at what [`Self::restore`] to a root would need.
+    ///
+    /// # Errors
+    /// Nodes of the root are absent.
+    pub fn can_stand_on(&self, root: &Reference) -> Result<(), Failure> {
+        standing(&self.shared(), &*self.source, root).map(drop)
+    }
+
     /// Whether a handle that was opened after so many restores may not be used any more, for writing or after having
     /// been opened for it.
     pub fn is_stale(&self, restores: u64) -> bool {
@@ -115,16 +133,23 @@ impl State {
 }
 
 /// Whether nothing would be lost.
-fn may_restore(state: &State, force: bool) -> Restored {
-    if !state.overlay.top_is_empty() || state.overlay.closed().next().is_some() {
+fn may_restore(state: &State, from: Reference, force: bool) -> Restored {
+    if state.root != Some(from)
+        || !state.overlay.top_is_empty()
+        || state.overlay.closed().next().is_some()
+    {
         return Restored::Unsealed;
     }
-    let writers = state.open.values().filter(|open| open.writers > 0).count();
-    match writers {
+    match writers(state) {
         0 => Restored::Done(state.top),
         _ if force => Restored::Done(state.top),
         writers => Restored::Writers(writers),
     }
+}
+
+fn writers(state: &State) -> usize {
+    let open = state.open.values();
+    open.filter(|open| open.writers > 0).count()
 }
 
 /// What the kernel has open, as it is under `root`; inodes are never given out twice.

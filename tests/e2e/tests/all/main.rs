@@ -11,6 +11,7 @@ mod leases;
 mod offline;
 mod pace;
 mod programs;
+mod restore;
 mod revocation;
 mod run;
 mod scene;
