@@ -55,7 +55,7 @@ impl Local {
 
 impl Images {
     /// The history as `log` shows it, with what is not in it yet in front: what exists only here, and what is staged
-    /// at home. `stale` says that the home was not asked, so that only a part of it is known.
+    /// at home; and checkpoints of the past between its commits, by their time. `stale` says that the home was not asked, so that only a part of it is known.
     pub async fn log(
         &self,
         image: &Image,
@@ -64,11 +64,16 @@ impl Images {
         stale: bool,
     ) -> Vec<Value> {
         let mut beside: Vec<(WallMillis, Value)> = Vec::new();
+        let mut past = Vec::new();
         for checkpoint in &local.checkpoints {
             let mut row = self.checkpoint_json(checkpoint);
             let staged = self.staged_of(image, checkpoint).await;
             row["staged"] = json!(staged.map(|staged| staged.id));
-            beside.push((checkpoint.row.time, row));
+            let rows = match checkpoint.base {
+                Some(_) => &mut beside,
+                None => &mut past,
+            };
+            rows.push((checkpoint.row.time, row));
         }
         for signed in &local.signed {
             let opened = self.trusted(|trust| trust.reopen_commit(image.row.image, signed));
@@ -97,13 +102,20 @@ impl Images {
             }
         }
         beside.sort_by_key(|(time, _)| Reverse(*time));
-        let beside = beside.into_iter().map(|(_, row)| row);
-        let home = history.iter().map(|commit| self.commit_json(commit, true));
-        let rows = beside.chain(home).map(|mut row| {
+        past.sort_by_key(|(time, _)| *time);
+        let mut rows: Vec<_> = beside.into_iter().map(|(_, row)| row).collect();
+        for commit in history {
+            let clock = commit.record().clock;
+            while let Some((_, row)) = past.pop_if(|(time, _)| *time > clock) {
+                rows.push(row);
+            }
+            rows.push(self.commit_json(commit, true));
+        }
+        rows.extend(past.into_iter().rev().map(|(_, row)| row));
+        for row in &mut rows {
             row["stale"] = json!(stale);
-            row
-        });
-        rows.collect()
+        }
+        rows
     }
 
     fn checkpoint_json(&self, checkpoint: &LocalCheckpoint) -> Value {

@@ -229,8 +229,8 @@ fn with_the_home_away_cuts_go_on_and_all_that_was_asked_comes_home_in_order() ->
     }
     let status = laptop.status("vm")?;
     ensure!(
-        (4..=9).contains(&checkpoints_local(&status)),
-        "not one for each: {status}"
+        checkpoints_local(&status) >= 10,
+        "all of the last hour are kept: {status}"
     );
 
     world.home.start()?;
