@@ -136,12 +136,19 @@ fn every_cut_of_files_that_several_processes_write_is_exact() -> Result<()> {
 
 #[test]
 fn cuts_of_an_application_that_maps_files_are_exact_and_stop_it_briefly() -> Result<()> {
+    // By itself a map is written so fast that a flush beside it is no cut; with calls between both are held.
+    for ways in ["m", "mmwmar"] {
+        cuts_of_an_application(ways)?;
+    }
+    Ok(())
+}
+
+fn cuts_of_an_application(ways: &str) -> Result<()> {
     let world = World::new()?;
     let program = counters(&world)?;
     let a = world.founder("a")?;
     a.json(&["create", "vm"])?;
     let mount = a.work().join("vm");
-    let ways = "mmwmar";
     let program = program.to_str().context("UTF-8")?;
     let files = FILES.to_string();
     let running = Running::start(&a, &["vm", "--", program, &files, "3", ways])?;
