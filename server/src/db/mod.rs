@@ -103,6 +103,8 @@ impl Address {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
+            // Pages as they were before a statement or a savepoint, which need not outlive the process.
+            .pragma("temp_store", "MEMORY")
             .statement_cache_capacity(STATEMENTS_KEPT)
             .disable_statement_logging()
     }

@@ -187,14 +187,14 @@ impl Tx {
         self.torn.take()
     }
 
-    /// Writes what the group left, and the running clock.
+    /// Writes what the group left, and the running clock. No work is taken back any more: without a savepoint
+    /// SQLite need not keep each page as it was.
     pub(super) async fn write(&mut self) -> sqlx::Result<()> {
-        self.kept.write(&mut self.connection, self.now).await?;
-        sqlx::query("UPDATE home SET running_ms = $1")
+        sqlx::query("RELEASE SAVEPOINT work; UPDATE home SET running_ms = $1")
             .bind(big(self.now.0))
             .execute(&mut self.connection)
             .await?;
-        Ok(())
+        self.kept.write(&mut self.connection, self.now).await
     }
 
     /// Makes the group durable.
