@@ -132,6 +132,7 @@ impl Worker {
         self.checkpoints.push(row.clone());
         self.stage_upto = Some(generation);
         self.untrimmed = self.untrimmed.saturating_add(1);
+        self.renew_run_id();
         self.thin();
         Ok(Step::Done(Box::new(row)))
     }

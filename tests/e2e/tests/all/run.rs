@@ -372,6 +372,27 @@ fn a_run_id_is_renewed_when_the_state_becomes_anothers() -> Result<()> {
 }
 
 #[test]
+fn a_restore_is_another_life_too() -> Result<()> {
+    let (_world, a) = device()?;
+    let script = "cat $IMGCTL_RUN_ID_FILE > ready; while [ ! -e end ]; do sleep 0.05; done; cat $IMGCTL_RUN_ID_FILE";
+    let running = Running::start(&a, &["vm", "--", "sh", "-c", script])?;
+    wait_for_file(&a, "ready")?;
+    let mount = a.work().join("vm");
+    a.json(&["commit", "vm"])?;
+    fs::write(mount.join("more"), "")?;
+    a.json(&["restore", "vm"])?;
+    ensure!(!mount.join("more").exists());
+    let before = fs::read_to_string(mount.join("ready"))?;
+    fs::write(mount.join("end"), "")?;
+    let outcome = running.wait()?;
+    ensure!(
+        outcome.ok() && outcome.stdout.len() == before.len() && outcome.stdout != before,
+        "{outcome}"
+    );
+    Ok(())
+}
+
+#[test]
 fn nothing_is_started_where_it_could_not_be_committed() -> Result<()> {
     let world = World::new()?;
     let a = world.founder("a")?;
