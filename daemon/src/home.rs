@@ -7,6 +7,7 @@
 mod acquiring;
 mod forward;
 mod greeting;
+mod line;
 mod receipts;
 mod restored;
 mod standing;
@@ -33,7 +34,8 @@ use crate::objects::{Arrival, Objects, Remote, Trouble};
 use crate::state::{HomePin, JournaledRequest, State, StateError};
 use crate::uplink::Uplink;
 
-pub use forward::{Forwarded, Given};
+pub use forward::{Forwarded, Given, Lost};
+pub use line::Missing;
 pub use restored::{BackInTime, Loss, Place};
 
 use greeting::Core;

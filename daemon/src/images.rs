@@ -323,7 +323,7 @@ impl Images {
                 caught_up.map_err(|error| self.explain(&error, ""))?;
                 match self.open(&row).await? {
                     Err(RecordError::Signature) => {
-                        self.ask_for_receipt(&row).await?;
+                        self.ask_for_receipts(&row, 1).await?;
                         self.open(&row).await?
                     }
                     other => other,
@@ -334,7 +334,9 @@ impl Images {
         checked(row, opened)
     }
 
-    /// Verifies the head that came with a grant; its number is what it says itself.
+    /// Verifies the head that came with a grant; its number is what it says itself. Its receipt is asked for,
+    /// and those of commits before it, so that this device can give them back to a home that goes back in time, or
+    /// say who can.
     ///
     /// # Errors
     /// It does not verify.
@@ -344,7 +346,17 @@ impl Images {
             .as_ref()
             .and_then(|head| SignedCommit::decode(head).ok())
             .map(|head| head.record.seq);
-        Ok(self.verify(row).await?.head)
+        let image = self.verify(row).await?;
+        if let Some(head) = image.head_id() {
+            let kept = self.state.with(move |db| db.acknowledged_at(head)).await;
+            // The grant is as good without.
+            if kept.map_err(ApiError::failed)?.is_none()
+                && let Err(error) = self.ask_for_receipts(&image.row, RECEIPTS_ASKED).await
+            {
+                tracing::debug!(?error, "the receipt of a head was not to be had");
+            }
+        }
+        Ok(image.head)
     }
 
     /// Runs `work` with what this device trusts now.
@@ -384,12 +396,12 @@ impl Images {
         })
     }
 
-    /// Asks for the receipt of an image's head. Receipts are kept as they arrive.
-    async fn ask_for_receipt(&self, row: &ImageRow) -> Result<(), ApiError> {
+    /// Asks for the receipts of an image's newest commits. They are kept as they arrive.
+    async fn ask_for_receipts(&self, row: &ImageRow, limit: u32) -> Result<(), ApiError> {
         let call = Call::Log {
             image: row.image,
             before: row.seq.and_then(Seq::next),
-            limit: 1,
+            limit,
         };
         let asked = self.home.ask(call).await;
         asked.map(drop).map_err(|error| self.explain(&error, ""))
@@ -473,6 +485,8 @@ pub fn unverified(error: &RecordError) -> ApiError {
     )
 }
 
+/// Receipts that are asked for with a grant: a few kilobytes, and more than a backup is usually old.
+const RECEIPTS_ASKED: u32 = 32;
 /// Most images of one home that a device lists.
 const LISTED_MAX: usize = 100_000;
 

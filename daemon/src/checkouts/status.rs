@@ -168,7 +168,7 @@ impl Checkout {
             "checkpoints_local": view.checkpoints.len(),
             "checkpoints": automatic,
             "durable_local": durable_local,
-            "durable_home": base,
+            "durable_home": base.filter(|base| !self.lost_base(holder.as_ref(), *base)),
             "staged": view.staged,
             "fetched_bytes": fetched_bytes - self.fetched_before.1,
             "fetched_objects": fetched_objects - self.fetched_before.0,
@@ -194,6 +194,18 @@ impl Checkout {
             Some(token) if self.shared.home.is_void(&token) => word(Kind::Lapsed),
             _ => word(holder.kind()),
         }
+    }
+
+    /// Whether the home lost the base when it was restored, and a person has accepted that: its receipt was forgotten.
+    fn lost_base(&self, holder: Option<&Holder>, base: CommitId) -> bool {
+        let orphan = holder.filter(|holder| holder.kind() == Kind::Orphan);
+        let newest = orphan.and_then(|holder| holder.newest());
+        newest.is_some_and(|token| self.shared.home.is_void(&token))
+            && self
+                .shared
+                .state
+                .now(|db| db.acknowledged_at(base))
+                .is_ok_and(|kept| kept.is_none())
     }
 
     /// What a person should know now: what only a person can mend comes first, then what does not go on here,
@@ -226,7 +238,7 @@ impl Checkout {
         if void.is_some() {
             return Some(ApiError::new(
                 error::Kind::Failed,
-                "The home was restored from a backup, which ended the lease; it is taken anew by itself.",
+                "The home was restored from a backup, which ended the lease; it is taken anew by itself if this checkout stands on the newest commit there.",
                 "",
             ));
         }

@@ -436,7 +436,7 @@ pub(super) fn orphan(shared: &Shared, image: ImageId, name: &str, dir: &Path) ->
         }
         (None, true) => return deleted(name, dir),
         (None, false) if restored => format!(
-            "the home was restored from a backup, and its newest commit of {name} is not the one that this checkout stands on"
+            "the home was restored from a backup, and the commit that this checkout stands on is not the newest of {name} there"
         ),
         (None, false) => "its lease went to somebody else".to_owned(),
     };

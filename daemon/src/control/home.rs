@@ -61,16 +61,17 @@ pub(super) async fn forward(State(daemon): State<Arc<Daemon>>) -> Result<Respons
         let lost = done
             .lost
             .iter()
-            .map(|(loss, why)| format!("{}: {why}", loss.sentence()));
+            .map(|lost| format!("{}: {}", lost.loss.sentence(), lost.why));
         let lost: Vec<_> = lost.collect();
         let answer = done.to_json();
         Err(ApiError::new(
             Kind::WentBack,
             format!(
-                "The home got back what this device has, but not everything: {}.",
+                "{}Not everything that this device knows of is at the home again: {}.",
+                done.sentences(),
                 lost.join("; ")
             ),
-            "Another device may have the rest: type `imgctl home forward` there, then here again. Go on without it: `imgctl home accept-restore`.",
+            done.hint(&member.home.device()),
         )
         .with("given", answer["given"].clone())
         .with("lost", answer["lost"].clone()))

@@ -1,8 +1,9 @@
 //! The ways on after a home went back in time: giving back what this device has, or going on without.
 //!
-//! Both bring back the roster first, because it is what everything else is signed under. Giving back goes on with
-//! the home only when nothing that this device knows of is lost any more: until then another device may have the
-//! rest. Each can be interrupted and asked for again at any moment.
+//! Both bring back the roster first, because it is what everything else is signed under. Each device gives the part
+//! of an image's line that it has, from the home's head on, so that several bring back what none of them has alone.
+//! Giving back goes on with the home only when nothing that this device knows of is lost any more: until then another
+//! device may have the rest. Each can be interrupted and asked for again at any moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,13 +13,15 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, stream};
 use img_net::Connection;
 use img_proto::{Answer, Call, ImageRow, Refusal};
-use img_records::SignedCommit;
-use img_types::{CheckoutId, CommitId, ImageId, ObjectId, UploadId};
+use img_records::{SignedCommit, commit_id};
+use img_types::{CheckoutId, CommitId, DeviceId, ImageId, ObjectId, UploadId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::line::{Line, Missing, chain};
 use super::restored::{BackInTime, Loss, Place, Visit};
 use super::{CallError, Home, PATIENCE};
+use crate::enrol::device_name;
 use crate::events::{Phase, Reporter};
 use crate::random::random;
 use crate::state::Acknowledged;
@@ -29,8 +32,8 @@ use crate::stream::mend::{Asker, lacking};
 pub struct Forwarded {
     /// Images that were given back, at least in part.
     pub given: Vec<Given>,
-    /// What is lost all the same, each with the reason.
-    pub lost: Vec<(Loss, String)>,
+    /// What is lost all the same.
+    pub lost: Vec<Lost>,
     /// Roster entries that were given back.
     pub roster: u64,
 }
@@ -50,7 +53,65 @@ pub struct Given {
     pub sent_bytes: u64,
 }
 
+/// An image that is not whole at the home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// What the home lacks.
+    pub loss: Loss,
+    /// Why it was not given back, for a person.
+    pub why: String,
+    /// What this device lacks of it, each with the name of who made it, if that is known.
+    pub missing: Vec<(Missing, Option<String>)>,
+}
+
+/// What ended the giving back of an image before its newest commit.
+enum Stop {
+    /// A commit whose objects are not all on this device.
+    Objects(CommitId, Vec<ObjectId>),
+    Refused(Refusal),
+}
+
 impl Forwarded {
+    /// What was given back, for a person; empty if nothing was.
+    pub fn sentences(&self) -> String {
+        let given = self.given.iter().map(|given| {
+            let commits = match given.commits {
+                1 => "1 commit".to_owned(),
+                many => format!("{many} commits"),
+            };
+            let (name, head) = (&given.name, given.head.words());
+            format!("The home got back {commits} of {name}, up to {head}. ")
+        });
+        let roster = match self.roster {
+            0 => None,
+            1 => Some("The home got back 1 change of the list of devices. ".to_owned()),
+            many => Some(format!(
+                "The home got back {many} changes of the list of devices. "
+            )),
+        };
+        given.chain(roster).collect()
+    }
+
+    /// The way on where something is lost: the devices that made what is missing here, `own` excepted.
+    pub fn hint(&self, own: &DeviceId) -> String {
+        let missing = || self.lost.iter().flat_map(|lost| &lost.missing);
+        let others = missing().filter(|(missing, _)| missing.device.as_ref() != Some(own));
+        let names: BTreeSet<_> = others.filter_map(|(_, name)| name.as_deref()).collect();
+        let names: Vec<_> = names.into_iter().collect();
+        let ask = if !names.is_empty() {
+            format!(
+                "Type `imgctl home forward` on {}, then here again. ",
+                names.join(" and on ")
+            )
+        } else if missing().next().is_some() {
+            "Another device may have the rest: type `imgctl home forward` there, then here again. "
+                .to_owned()
+        } else {
+            String::new()
+        };
+        format!("{ask}Go on without what is lost: `imgctl home accept-restore`.")
+    }
+
     /// The answer to whoever asked.
     pub fn to_json(&self) -> Value {
         let given = self.given.iter().map(|given| {
@@ -63,9 +124,20 @@ impl Forwarded {
                 "sent_bytes": given.sent_bytes,
             })
         });
-        let lost = self.lost.iter().map(|(loss, why)| {
-            let mut loss = loss.to_json();
-            loss["reason"] = json!(why);
+        let lost = self.lost.iter().map(|lost| {
+            let missing = lost.missing.iter().take(MISSING_TOLD_MAX);
+            let missing = missing.map(|(missing, name)| {
+                json!({
+                    "first": missing.first,
+                    "last": missing.last,
+                    "commit": missing.commit,
+                    "device": name,
+                    "device_id": missing.device,
+                })
+            });
+            let mut loss = lost.loss.to_json();
+            loss["reason"] = json!(lost.why);
+            loss["missing"] = missing.collect();
             loss
         });
         json!({
@@ -101,24 +173,23 @@ impl Home {
             ..Forwarded::default()
         };
         let rows = visit.images().await?;
-        let mut reasons = BTreeMap::new();
+        let mut stops = BTreeMap::new();
         for loss in visit.losses(&rows).await? {
-            let (given, why) = self
+            let (given, stop) = self
                 .give(&visit, &connection, &loss, &rows, reporter)
                 .await?;
             done.given.extend(given);
-            reasons.extend(why.map(|why| (loss.image, why)));
+            stops.extend(stop.map(|stop| (loss.image, stop)));
         }
         let rows = visit.images().await?;
         for loss in visit.losses(&rows).await? {
-            let why = reasons.remove(&loss.image);
-            let why = why.unwrap_or_else(|| "its newest commits are not on this device".to_owned());
-            done.lost.push((loss, why));
+            let stop = stops.remove(&loss.image);
+            done.lost.push(self.lost(loss, stop).await?);
         }
         if done.lost.is_empty() {
             self.go_on(&visit, Vec::new(), rows).await?;
         } else {
-            let losses = done.lost.iter().map(|(loss, _)| loss.clone()).collect();
+            let losses = done.lost.iter().map(|lost| lost.loss.clone()).collect();
             self.core.declare_bad(BackInTime { losses });
         }
         Ok(done)
@@ -143,9 +214,13 @@ impl Home {
             lost.extend(commits.filter(|commit| !kept.contains(commit)));
         }
         self.go_on(&visit, lost, rows).await?;
-        let why = "accepted".to_owned();
+        let lost = losses.into_iter().map(|loss| Lost {
+            loss,
+            why: "accepted".to_owned(),
+            missing: Vec::new(),
+        });
         Ok(Forwarded {
-            lost: losses.into_iter().map(|loss| (loss, why.clone())).collect(),
+            lost: lost.collect(),
             roster,
             ..Forwarded::default()
         })
@@ -220,7 +295,92 @@ impl Home {
         Ok(state.with(move |db| db.acknowledged(image)).await?)
     }
 
-    /// Gives back one image, as far as its commits and objects are here. Returns why if not all of it is.
+    /// Commits of an image that this device saw, with or without their receipts. They were verified then.
+    async fn seen_commits(
+        &self,
+        image: ImageId,
+    ) -> Result<Vec<(CommitId, SignedCommit)>, CallError> {
+        let seen = self.core.state.with(move |db| {
+            let head = db.image(image)?.and_then(|row| row.head);
+            let checkouts = db.checkouts()?.into_iter();
+            let bases = checkouts.filter(|row| row.image == image);
+            let bases = bases.filter_map(|row| row.base);
+            Ok(head.into_iter().map(Vec::from).chain(bases).collect())
+        });
+        let seen: Vec<Vec<u8>> = seen.await?;
+        let home = self.core.pin().home;
+        let signed = seen
+            .iter()
+            .filter_map(|record| SignedCommit::decode(record).ok());
+        Ok(signed
+            .map(|signed| (commit_id(&signed, &home), signed))
+            .collect())
+    }
+
+    /// Says of what is still lost after giving back which commits are missing here, and who made them.
+    async fn lost(&self, loss: Loss, stop: Option<Stop>) -> Result<Lost, CallError> {
+        let known = self.known(loss.image).await?;
+        let seen = self.seen_commits(loss.image).await?;
+        let line = Line::new(&loss, &known, &seen);
+        let (ring, roster) = (self.objects().keyring(), self.roster());
+        let name = |device: &DeviceId| match *device == self.device() {
+            true => "this device".to_owned(),
+            false => device_name(&ring, &roster, device),
+        };
+        let (unfit, mut reasons) = match stop {
+            Some(Stop::Objects(commit, nowhere)) => (Some((commit, nowhere)), Vec::new()),
+            Some(Stop::Refused(refusal)) => (None, vec![format!("the home refuses it: {refusal}")]),
+            None => (None, Vec::new()),
+        };
+        let missing = match line.others_went_on() {
+            true => Vec::new(),
+            false => line.missing(unfit.as_ref().map(|(commit, _)| *commit)),
+        };
+        if line.others_went_on() {
+            reasons.push("others went on from an older commit".to_owned());
+        }
+        let mut absent = Vec::new();
+        for row in &missing {
+            match &unfit {
+                Some((commit, nowhere)) if row.commit == Some(*commit) => {
+                    let objects = match nowhere.len() {
+                        1 => "an object that is".to_owned(),
+                        many => format!("{many} objects that are"),
+                    };
+                    let first = nowhere.first().map(ToString::to_string);
+                    reasons.push(format!(
+                        "{} needs {objects} not on this device (the first is {})",
+                        row.words(name),
+                        first.unwrap_or_default()
+                    ));
+                }
+                _ => absent.push(row),
+            }
+        }
+        if let Some(last) = absent.last() {
+            let are = match absent.len() == 1 && last.first == last.last {
+                true => "is",
+                false => "are",
+            };
+            let named = absent.iter().take(MISSING_NAMED_MAX);
+            let mut words: Vec<_> = named.map(|row| row.words(name)).collect();
+            if absent.len() > MISSING_NAMED_MAX {
+                words.push(format!("others up to commit {}", last.last));
+            }
+            reasons.push(format!("{} {are} not on this device", words.join(" and ")));
+        }
+        if reasons.is_empty() {
+            reasons.push("what this device has does not follow it".to_owned());
+        }
+        let named = |row: Missing| (row, row.device.as_ref().map(name));
+        Ok(Lost {
+            loss,
+            why: reasons.join(", and "),
+            missing: missing.into_iter().map(named).collect(),
+        })
+    }
+
+    /// Gives back one image, as far as its commits and objects are here. Returns what ended it before.
     async fn give(
         &self,
         visit: &Visit<'_>,
@@ -228,31 +388,16 @@ impl Home {
         loss: &Loss,
         rows: &[ImageRow],
         reporter: &Reporter,
-    ) -> Result<(Option<Given>, Option<String>), CallError> {
+    ) -> Result<(Option<Given>, Option<Stop>), CallError> {
         let known = self.known(loss.image).await?;
-        let has = |commit: &CommitId| known.iter().any(|known| known.commit == *commit);
-        if !has(&loss.from.commit) {
-            let why = "its newest commits were made elsewhere and are not on this device";
-            return Ok((None, Some(why.to_owned())));
-        }
-        let chain = chain(&known, loss.from.commit, loss.to.map(|to| to.commit));
-        let first = chain.first().and_then(|first| of(&known, first));
-        let reaches = first.is_some_and(|first| match loss.to {
-            Some(to) => parent(first) == Some(to.commit),
-            None => first.seq.0 == 0,
-        });
-        if !reaches {
-            let why = match loss.to {
-                Some(to) if to.seq < loss.from.seq => {
-                    "a commit between is not on this device, or others went on from an older one"
-                }
-                _ => "others went on from an older commit",
-            };
-            return Ok((None, Some(why.to_owned())));
+        let seen = self.seen_commits(loss.image).await?;
+        let chain = Line::new(loss, &known, &seen).givable();
+        if chain.is_empty() {
+            return Ok((None, None));
         }
         reporter.phase(Phase::Push, None);
         let upload = OwnUpload::open(visit).await?;
-        let (mut sent_bytes, mut complete, mut why) = (0, 0, None);
+        let (mut sent_bytes, mut complete, mut stop) = (0, 0, None);
         for commit in &chain {
             let record =
                 of(&known, commit).and_then(|known| SignedCommit::decode(&known.record).ok());
@@ -260,23 +405,12 @@ impl Home {
                 break;
             };
             let lacking = lacking(&upload, self.objects(), root).await?;
+            // Also of what is not whole here: another device may have the rest.
             sent_bytes += upload
                 .push(connection, self, lacking.here, reporter)
                 .await?;
-            if let Some(first) = lacking.nowhere.first() {
-                why = Some(format!(
-                    "commit {} needs {} that {} not on this device (the first is {first})",
-                    commit.short(),
-                    match lacking.nowhere.len() {
-                        1 => "an object".to_owned(),
-                        many => format!("{many} objects"),
-                    },
-                    if lacking.nowhere.len() == 1 {
-                        "is"
-                    } else {
-                        "are"
-                    },
-                ));
+            if !lacking.nowhere.is_empty() {
+                stop = Some(Stop::Objects(*commit, lacking.nowhere));
                 break;
             }
             complete += 1;
@@ -287,9 +421,7 @@ impl Home {
         upload.close().await?;
         let head = match given {
             Ok(head) => head,
-            Err(CallError::Refused(refusal)) => {
-                return Ok((None, Some(format!("the home refuses it: {refusal}"))));
-            }
+            Err(CallError::Refused(refusal)) => return Ok((None, Some(Stop::Refused(refusal)))),
             Err(error) => return Err(error),
         };
         let given = head.map(|head| Given {
@@ -299,7 +431,7 @@ impl Home {
             head,
             sent_bytes,
         });
-        Ok((given, why))
+        Ok((given, stop))
     }
 
     /// Has the home take commits back, as many at a time as fit a request. Returns the newest.
@@ -363,28 +495,6 @@ impl Home {
 
 fn of<'a>(known: &'a [Acknowledged], commit: &CommitId) -> Option<&'a Acknowledged> {
     known.iter().find(|known| known.commit == *commit)
-}
-
-/// The parent of a commit within its image.
-fn parent(commit: &Acknowledged) -> Option<CommitId> {
-    let signed = SignedCommit::decode(&commit.record).ok()?;
-    let parent = signed.record.parent?;
-    (parent.image == commit.image).then_some(parent.commit)
-}
-
-/// The commits from behind `base` to `tip`, oldest first, as far back as they are known.
-fn chain(known: &[Acknowledged], tip: CommitId, base: Option<CommitId>) -> Vec<CommitId> {
-    let by_id: BTreeMap<_, _> = known.iter().map(|known| (known.commit, known)).collect();
-    let mut chain = Vec::new();
-    let mut next = Some(tip);
-    while let Some(commit) = next.filter(|next| Some(*next) != base)
-        && let Some(known) = by_id.get(&commit)
-    {
-        chain.push(commit);
-        next = parent(known);
-    }
-    chain.reverse();
-    chain
 }
 
 /// An upload session for what is given back.
@@ -455,5 +565,9 @@ impl Asker for OwnUpload<'_> {
     }
 }
 
+/// Runs of missing commits that a sentence names.
+const MISSING_NAMED_MAX: usize = 4;
+/// Runs of missing commits that an answer lists.
+const MISSING_TOLD_MAX: usize = 256;
 /// Records and receipts in one request: it may be twice as long.
 const READMIT_LEN_MAX: usize = 64 * 1024;

@@ -83,7 +83,8 @@ impl Loss {
 }
 
 impl Place {
-    fn words(&self) -> String {
+    /// It for a person.
+    pub(super) fn words(&self) -> String {
         format!("commit {} ({})", self.seq, self.commit.short())
     }
 

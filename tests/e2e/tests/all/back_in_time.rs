@@ -191,7 +191,8 @@ fn a_restore_is_accepted_and_lost_commits_are_saved_as_branches() -> Result<()> 
     ensure!(accepted["lost"][0]["name"] == "vm", "{accepted}");
     // What stands on what the home has goes on under a new lease; the other is an orphan.
     becomes(&laptop, "untouched", "leased")?;
-    becomes(&laptop, "vm", "orphan")?;
+    let orphan = becomes(&laptop, "vm", "orphan")?;
+    ensure!(orphan["durable_home"].is_null(), "{orphan}");
     let went = commit(&laptop, "untouched", "onwards")?;
     ensure!(went["seq"] == 1, "{went}");
     laptop.fails(5, &["commit", "vm"])?;
@@ -293,6 +294,172 @@ fn what_is_nowhere_is_named_and_given_up_only_by_a_person() -> Result<()> {
     laptop.json(&["home", "accept-restore"])?;
     becomes(&laptop, "vm", "orphan")?;
     Ok(())
+}
+
+/// Images whose line two devices made after the backup: "vm" was in it, "late" was not.
+struct TwoMakers {
+    world: World,
+    laptop: Device,
+    desktop: Device,
+    backup: PathBuf,
+    /// Commits 1 and 2 of "vm": the laptop's and the desktop's.
+    vm: [Value; 2],
+}
+
+fn two_makers() -> Result<TwoMakers> {
+    let world = World::new()?;
+    let laptop = world.founder("laptop")?;
+    let desktop = world.joined("desktop", &laptop)?;
+    laptop.json(&["create", "vm"])?;
+    let backup = backup(&world)?;
+    laptop.json(&["create", "late"])?;
+    let mut vm = Vec::new();
+    for image in ["vm", "late"] {
+        let mount = laptop.checkout(image, &[])?;
+        fs::write(mount.join("big"), vec![7; 3 << 20])?;
+        vm.push(commit(&laptop, image, "first")?["commit"].clone());
+        laptop.json(&["release", image])?;
+        desktop.checkout(image, &[])?;
+        vm.push(commit(&desktop, image, "second")?["commit"].clone());
+    }
+    laptop.json(&["ls"])?;
+    desktop.json(&["ls"])?;
+    Ok(TwoMakers {
+        world,
+        laptop,
+        desktop,
+        backup,
+        vm: [vm[0].clone(), vm[1].clone()],
+    })
+}
+
+/// The row of an image in one of an answer's lists.
+fn row<'a>(answer: &'a Value, list: &str, image: &str) -> Result<&'a Value> {
+    let mut rows = answer[list].as_array().into_iter().flatten();
+    let found = rows.find(|row| row["name"] == image);
+    found.with_context(|| format!("no {image} in {list} of {answer}"))
+}
+
+fn says(error: &Value, field: &str, text: &str) -> Result<()> {
+    let said = error[field]
+        .as_str()
+        .is_some_and(|said| said.contains(text));
+    ensure!(said, "{field} without {text:?}: {error}");
+    Ok(())
+}
+
+/// The whole line is there again, and both devices go on with it.
+fn whole_again(two: &TwoMakers) -> Result<()> {
+    let nothing = two.laptop.json(&["home", "forward"])?;
+    ensure!(nothing["lost"] == Value::Array(Vec::new()), "{nothing}");
+    let line = heads(&two.laptop, "vm")?;
+    ensure!(line.len() == 3 && line[0] == two.vm[1] && line[1] == two.vm[0]);
+    for image in ["vm", "late"] {
+        becomes(&two.desktop, image, "leased")?;
+        let next = commit(&two.desktop, image, "third")?;
+        ensure!(next["seq"] == 3, "{next}");
+        two.desktop.json(&["release", image])?;
+        let mount = two.laptop.checkout(image, &[])?;
+        ensure!(fs::read(mount.join("big"))? == vec![7; 3 << 20]);
+        for name in ["first", "second", "third"] {
+            ensure!(fs::read_to_string(mount.join(name))? == name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_two_devices_made_comes_back_from_each_the_maker_of_the_older_first() -> Result<()> {
+    let mut two = two_makers()?;
+    restore(&mut two.world, &two.backup)?;
+    noticed(&two.laptop)?;
+    noticed(&two.desktop)?;
+    let error = two.laptop.fails(7, &["home", "forward"])?;
+    let given = row(&error, "given", "vm")?;
+    ensure!(
+        given["commits"] == 1 && given["commit"] == two.vm[0],
+        "{error}"
+    );
+    ensure!(row(&error, "given", "late")?["commits"] == 2, "{error}");
+    for image in ["vm", "late"] {
+        let missing = &row(&error, "lost", image)?["missing"];
+        ensure!(
+            missing[0]["first"] == 2 && missing[0]["device"] == "desktop",
+            "{error}"
+        );
+    }
+    // Whoever reads no JSON is told so too.
+    says(
+        &error,
+        "message",
+        "got back 1 commit of vm, up to commit 1 (",
+    )?;
+    says(&error, "message", "made by desktop is not on this device")?;
+    says(
+        &error,
+        "hint",
+        "`imgctl home forward` on desktop, then here",
+    )?;
+    // Asked again it gives nothing twice.
+    let again = two.laptop.fails(7, &["home", "forward"])?;
+    ensure!(again["given"] == Value::Array(Vec::new()), "{again}");
+
+    let forward = two.desktop.json(&["home", "forward"])?;
+    for image in ["vm", "late"] {
+        ensure!(row(&forward, "given", image)?["commits"] == 1, "{forward}");
+    }
+    whole_again(&two)
+}
+
+#[test]
+fn what_two_devices_made_comes_back_from_each_the_maker_of_the_newer_first() -> Result<()> {
+    let mut two = two_makers()?;
+    restore(&mut two.world, &two.backup)?;
+    noticed(&two.laptop)?;
+    noticed(&two.desktop)?;
+    // It has the receipts of all, but never read the big file of commit 1, nor anything of commit 0.
+    let error = two.desktop.fails(7, &["home", "forward"])?;
+    for (image, first) in [("vm", 1), ("late", 0)] {
+        let missing = &row(&error, "lost", image)?["missing"];
+        ensure!(
+            missing[0]["first"] == first
+                && missing[0]["last"] == first
+                && missing[0]["device"] == "laptop"
+                && missing[1].is_null(),
+            "{error}"
+        );
+    }
+    let lost = row(&error, "lost", "vm")?;
+    ensure!(lost["missing"][0]["commit"] == two.vm[0], "{error}");
+    says(lost, "reason", "made by laptop needs")?;
+    says(&error, "hint", "`imgctl home forward` on laptop, then here")?;
+
+    let error = two.laptop.fails(7, &["home", "forward"])?;
+    ensure!(row(&error, "given", "vm")?["commits"] == 1, "{error}");
+    let forward = two.desktop.json(&["home", "forward"])?;
+    ensure!(row(&forward, "given", "vm")?["commits"] == 1, "{forward}");
+    whole_again(&two)
+}
+
+#[test]
+fn a_device_gives_back_what_another_made_if_it_has_all_of_it() -> Result<()> {
+    let mut two = two_makers()?;
+    for name in ["big", "first"] {
+        fs::read(two.desktop.work().join("vm").join(name))?;
+    }
+    restore(&mut two.world, &two.backup)?;
+    noticed(&two.laptop)?;
+    noticed(&two.desktop)?;
+    let error = two.desktop.fails(7, &["home", "forward"])?;
+    ensure!(row(&error, "given", "vm")?["commits"] == 2, "{error}");
+    let rest = error["lost"].as_array().map(Vec::len);
+    ensure!(
+        rest == Some(1) && error["lost"][0]["name"] == "late",
+        "{error}"
+    );
+    two.laptop.fails(7, &["home", "forward"])?;
+    two.desktop.json(&["home", "forward"])?;
+    whole_again(&two)
 }
 
 #[test]
