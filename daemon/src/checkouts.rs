@@ -51,6 +51,7 @@ use crate::stream::Uploader;
 use crate::tree::Tree;
 
 pub use crate::state::CommitRequest;
+pub use hydrate::STAYS as HYDRATION_STAYS;
 pub use restoring::RestoreRequest;
 pub use stealing::{BranchChoice, StealRequest};
 
@@ -445,24 +446,6 @@ impl Checkout {
     /// Files are open, or something would be lost, or the home is away: then it finishes by itself.
     pub async fn release(&self, discard: bool) -> Result<Value, ApiError> {
         self.ask(|done| Command::Release { discard, done }).await?
-    }
-
-    /// Fetches everything of the checkout's root. Returns the objects that were fetched, and their bytes.
-    ///
-    /// # Errors
-    /// The home is away, or something does not verify.
-    pub async fn hydrate(&self, reporter: &Reporter) -> Result<(u64, u64), ApiError> {
-        let root = self.tree.as_ref().and_then(|tree| tree.root());
-        let Some(root) = root else {
-            return Ok((0, 0));
-        };
-        let brought = self
-            .hydration
-            .run(self.shared.home.objects(), root, reporter)
-            .await
-            .map_err(|error| hydrate::explain(&error, &self.name()));
-        self.hydration.ended(brought.as_ref().err());
-        brought
     }
 
     async fn mount_again(&self) -> Result<(), ApiError> {

@@ -16,6 +16,7 @@ mod applications;
 mod branches;
 mod checkouts;
 mod home;
+mod hydrations;
 mod requests;
 mod roots;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use acknowledged::Acknowledged;
 pub use branches::BranchedRow;
 pub use checkouts::{CheckoutRow, CheckpointRow, ClosedCheckout, PendingCommit, Stage};
 pub use home::{HomePin, IssuedInvite};
+pub use hydrations::HydrationRow;
 pub use requests::JournaledRequest;
 pub use roots::KeptRoot;
 pub use wishes::{CommitRequest, WishRow};
@@ -175,18 +177,21 @@ impl Database {
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
             0 => &[
-                SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9,
+                SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
             ],
             2 => &[
-                FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9,
+                FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
             ],
-            3 => &[FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
-            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
-            5 => &[FROM_5, FROM_6, FROM_7, FROM_8, FROM_9],
-            6 => &[FROM_6, FROM_7, FROM_8, FROM_9],
-            7 => &[FROM_7, FROM_8, FROM_9],
-            8 => &[FROM_8, FROM_9],
-            9 => &[FROM_9],
+            3 => &[
+                FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
+            ],
+            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
+            5 => &[FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
+            6 => &[FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
+            7 => &[FROM_7, FROM_8, FROM_9, FROM_10],
+            8 => &[FROM_8, FROM_9, FROM_10],
+            9 => &[FROM_9, FROM_10],
+            10 => &[FROM_10],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -209,7 +214,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 10;
+const VERSION: i64 = 11;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -285,6 +290,15 @@ ALTER TABLE checkouts ADD COLUMN refusal TEXT;
 const FROM_9: &str = "
 ALTER TABLE checkpoints ADD COLUMN past INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE checkpoint_roots ADD COLUMN sealed_bytes INTEGER NOT NULL DEFAULT 0;
+";
+
+/// What version 11 has that version 10 had not.
+const FROM_10: &str = "
+CREATE TABLE hydrations (
+    checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
+    message TEXT,
+    hint TEXT
+) STRICT;
 ";
 
 /// What version 3 has.

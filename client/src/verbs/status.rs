@@ -63,6 +63,8 @@ struct Lease {
 struct Moving {
     done_bytes: u64,
     total_bytes: Option<u64>,
+    #[serde(default)]
+    waits_for: Option<String>,
 }
 
 /// Shows one checkout or all, once or whenever something changes.
@@ -191,7 +193,12 @@ fn render_one(status: &Status) -> String {
             let total = moving
                 .total_bytes
                 .map_or(String::new(), |total| format!(" of {}", show::bytes(total)));
-            line(label, format!("{}{total}", show::bytes(moving.done_bytes)));
+            let waits = moving.waits_for.as_ref();
+            let waits = waits.map_or(String::new(), |what| format!(", waiting for {what}"));
+            line(
+                label,
+                format!("{}{total}{waits}", show::bytes(moving.done_bytes)),
+            );
         }
     }
     let automatic = status.checkpoints.as_ref();

@@ -60,12 +60,15 @@ impl Checkouts {
             ))
         })?;
         if let Some(there) = self.there(&request, theft.is_some()).await? {
+            if request.hydrate {
+                hydrate_later(&there).await;
+            }
             return Ok(there);
         }
         let made_dir = prepare_dir(&request.dir)?;
         let opened = self.open_in(&request, theft, reporter).await;
         match &opened {
-            Ok(checkout) if request.hydrate => hydrate_later(checkout),
+            Ok(checkout) if request.hydrate => hydrate_later(checkout).await,
             Ok(_) => {}
             Err(_) if made_dir => drop(std::fs::remove_dir(&request.dir)),
             Err(_) => {}
@@ -465,13 +468,12 @@ async fn tell_progress(checkout: std::sync::Weak<Checkout>) {
     }
 }
 
-fn hydrate_later(checkout: &Arc<Checkout>) {
-    let checkout = Arc::clone(checkout);
-    tokio::spawn(async move {
-        if let Err(error) = checkout.hydrate(&Reporter::new(Phase::Fetch)).await {
-            tracing::warn!(%error, name = checkout.name, "not everything was fetched");
-        }
-    });
+/// Everything is fetched in the background, from now on and after a restart.
+async fn hydrate_later(checkout: &Arc<Checkout>) {
+    if let Err(error) = checkout.want_hydration().await {
+        tracing::warn!(%error, name = checkout.name, "a hydration ends with the daemon");
+    }
+    checkout.go_on_hydrating();
 }
 
 /// How a person knows the checkout of a row.

@@ -109,7 +109,7 @@ async fn recover_one(
         .images
         .trusted(|trust| trust.open_descriptor(row.image, &row.descriptor))?;
     let base = open_base(shared, &row)?;
-    let (checkpoints, wishes, pending) = shared
+    let (checkpoints, wishes, pending, hydration) = shared
         .state
         .with(move |db| {
             let wishes = db.wishes(checkout)?;
@@ -117,6 +117,7 @@ async fn recover_one(
                 db.checkpoints(checkout)?,
                 wishes,
                 db.pending_commit(checkout)?,
+                db.hydration(checkout)?,
             ))
         })
         .await?;
@@ -142,6 +143,9 @@ async fn recover_one(
         application,
     };
     let checkout = begin(beginning, false)?;
+    if mounts && let Some(hydration) = hydration {
+        checkout.hydrate_again(hydration);
+    }
     if mounts && checkout.has_token() {
         metadata::start(&checkout);
     }

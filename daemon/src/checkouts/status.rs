@@ -135,10 +135,14 @@ impl Checkout {
                 "total_bytes": progress.total_bytes.unwrap_or(progress.done_bytes),
             })
         });
-        let hydrating = self
-            .hydration
-            .now()
-            .map(|done_bytes| json!({ "done_bytes": done_bytes, "total_bytes": null }));
+        let hydrating = self.hydration.now().map(|done_bytes| {
+            let waits = !self.shared.home.connected();
+            json!({
+                "done_bytes": done_bytes,
+                "total_bytes": null,
+                "waits_for": waits.then_some("the home"),
+            })
+        });
         let waits_for = progress.waits_for.as_ref().filter(|_| view.streaming);
         let automatic = view.automatic.to_json(waits_for);
         let newest = view.checkpoints.last();
@@ -242,8 +246,7 @@ impl Checkout {
                 "",
             ));
         }
-        let hydration = self.hydration.problem();
-        hydration.map(|problem| ApiError::new(error::Kind::Failed, problem, ""))
+        self.hydration.problem()
     }
 }
 

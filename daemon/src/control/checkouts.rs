@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::body::{Answer, absolute, image_name, parse};
 use super::stream::{self, HangUp};
 use super::waiting;
-use crate::checkouts::{CommitRequest, OpenRequest, OwnerChoice, Which};
+use crate::checkouts::{CommitRequest, HYDRATION_STAYS, OpenRequest, OwnerChoice, Which};
 use crate::daemon::Daemon;
 use crate::error::{ApiError, Kind};
 use crate::events::{Phase, Reporter};
@@ -259,18 +259,18 @@ pub(super) async fn hydrate(
 ) -> Result<Response, ApiError> {
     let member = daemon.member()?;
     let checkout = member.checkouts.find(&which)?;
-    let reporter = Reporter::new(Phase::Fetch);
+    let reporter = checkout.hydration_reporter().clone();
     let told = reporter.clone();
     let work = async move {
-        let stays = "What has been fetched stays; ask again to go on.";
-        let hydrated = checkout.hydrate(&told);
-        let (objects, bytes) = waiting::for_home(&member.home, &told, stays, hydrated).await?;
+        let hydrated = checkout.hydrate();
+        let (objects, bytes) =
+            waiting::for_home(&member.home, &told, HYDRATION_STAYS, hydrated).await?;
         Ok(json!({ "fetched_objects": objects, "fetched_bytes": bytes }))
     };
     Ok(stream::answer(
         reporter,
         stream::no_lines(),
-        HangUp::Ends,
+        HangUp::GoesOn,
         work,
     ))
 }

@@ -388,7 +388,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+    let back = "DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
         DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed;
         ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
@@ -400,7 +400,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+    let back = r#"DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
         DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic;
         ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;
@@ -535,4 +535,33 @@ fn an_applications_cgroup_is_found_again_until_it_has_ended() {
         .unwrap();
     state.now(|db| db.remove_checkout(checkout)).unwrap();
     assert!(listed().is_empty(), "it goes with its checkout");
+}
+
+#[test]
+fn a_hydration_is_wanted_until_it_is_complete_or_its_checkout_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkout = row().checkout;
+    let stuck = HydrationRow {
+        problem: Some(("It does not fit.".into(), "Make room.".into())),
+    };
+    {
+        let state = open(dir.path());
+        state.now(|db| db.add_checkout(&row())).unwrap();
+        let wanted = HydrationRow::default();
+        state.now(|db| db.set_hydration(checkout, &wanted)).unwrap();
+    }
+    {
+        let state = open(dir.path());
+        let kept = state.now(|db| db.hydration(checkout)).unwrap();
+        assert_eq!(kept, Some(HydrationRow::default()));
+        state.now(|db| db.set_hydration(checkout, &stuck)).unwrap();
+    }
+    let state = open(dir.path());
+    let hydration = || state.now(|db| db.hydration(checkout)).unwrap();
+    assert_eq!(hydration(), Some(stuck.clone()));
+    state.now(|db| db.hydrated(checkout)).unwrap();
+    assert_eq!(hydration(), None);
+    state.now(|db| db.set_hydration(checkout, &stuck)).unwrap();
+    state.now(|db| db.remove_checkout(checkout)).unwrap();
+    assert_eq!(hydration(), None);
 }

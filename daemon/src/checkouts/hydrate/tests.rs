@@ -128,10 +128,7 @@ impl Place {
     }
 
     async fn hydrate(&self, root: Reference) -> Result<(u64, u64), FetchError> {
-        let reporter = Reporter::new(Phase::Fetch);
-        Hydration::default()
-            .run(&self.objects, root, &reporter)
-            .await
+        Hydration::default().run(&self.objects, root).await
     }
 }
 

@@ -107,6 +107,39 @@ fn goes_on_as(device: &Device, image: &str) -> Result<Value> {
 }
 
 #[test]
+fn everything_that_was_asked_for_is_fetched_also_after_a_restart_without_the_home() -> Result<()> {
+    let mut world = World::new()?;
+    let desktop = world.founder("desktop")?;
+    let mut laptop = world.joined("laptop", &desktop)?;
+    desktop.json(&["create", "vm"])?;
+    let mount = desktop.checkout("vm", &[])?;
+    let content = crate::leases::noise(3 << 20);
+    fs::write(mount.join("big"), &content)?;
+    desktop.json(&["release", "vm"])?;
+    let mount = laptop.checkout("vm", &["--read-only"])?;
+    world.home.kill()?;
+    laptop.fails(6, &["hydrate", "vm"])?;
+    laptop.kill()?;
+    laptop.restart()?;
+    let status = laptop.status("vm")?;
+    ensure!(
+        status["hydrating"]["waits_for"] == "the home",
+        "it is wanted on: {status}"
+    );
+    world.home.start()?;
+    e2e::wait_for("everything to be here", || {
+        Ok(laptop.status("vm")?["hydrating"].is_null().then_some(()))
+    })?;
+    world.home.kill()?;
+    ensure!(fs::read(mount.join("big"))? == content);
+    laptop.kill()?;
+    laptop.restart()?;
+    let status = laptop.status("vm")?;
+    ensure!(status["hydrating"].is_null(), "it is complete: {status}");
+    Ok(())
+}
+
+#[test]
 fn a_commit_and_then_a_branch_that_were_asked_for_offline_are_both_made() -> Result<()> {
     let (mut world, mut laptop, desktop) = taken_along()?;
     world.home.kill()?;
