@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::failure::Failure;
+use crate::silence;
 
 /// The longest answer that is not a stream: a list of 10,000 images fits.
 const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
@@ -55,12 +56,13 @@ impl Api {
         body: &Value,
         mut on_line: impl FnMut(&Value),
     ) -> Result<Value, Failure> {
-        let response = self.send(Method::POST, path, Some(body)).await?;
+        let sent = self.send(Method::POST, path, Some(body));
+        let response = self.noticed(false, sent).await?;
         if !response.status().is_success() {
             return Err(refused(collect(response.into_body()).await?));
         }
         let mut lines = Lines::new(response.into_body());
-        while let Some(line) = lines.next().await? {
+        while let Some(line) = self.noticed(false, lines.next()).await? {
             if let Some(done) = line.get("done") {
                 return Ok(done.clone());
             }
@@ -80,14 +82,27 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        let response = self.send(method, path, body).await?;
-        let success = response.status().is_success();
-        let answer = collect(response.into_body()).await?;
-        if success {
-            Ok(answer)
-        } else {
-            Err(refused(answer))
-        }
+        let quick = method == Method::GET;
+        let answered = async {
+            let response = self.send(method, path, body).await?;
+            let success = response.status().is_success();
+            let answer = collect(response.into_body()).await?;
+            if success {
+                Ok(answer)
+            } else {
+                Err(refused(answer))
+            }
+        };
+        self.noticed(quick, answered).await
+    }
+
+    /// Waits for an answer, and says so where the daemon gives none to anybody.
+    async fn noticed<T>(
+        &self,
+        quick: bool,
+        answer: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        silence::noticed(&self.daemon.socket, quick, answer).await?
     }
 
     async fn send(

@@ -66,6 +66,26 @@ impl Failure {
         Self::new("no_daemon", 1, message, "Start it with: imgd")
     }
 
+    /// The daemon takes connections and says nothing.
+    pub(crate) fn silent(socket: &std::path::Path, pid: Option<i32>) -> Self {
+        let socket = socket.display();
+        let (who, look) = match pid {
+            Some(pid) => (
+                format!("imgd (process {pid}, {socket})"),
+                format!(
+                    "Where `ps -o stat= -p {pid}` says T it was stopped: `kill -CONT {pid}` lets it go on. \
+                     Else it is starting or its disk hangs; its log says more. Ctrl-C ends the waiting."
+                ),
+            ),
+            None => (
+                format!("imgd ({socket})"),
+                "It was stopped, is starting, or its disk hangs; its log says more. Ctrl-C ends the waiting."
+                    .to_owned(),
+            ),
+        };
+        Self::new("no_answer", 1, format!("{who} does not answer."), &look)
+    }
+
     /// Something in the import was left out.
     pub(crate) fn skipped(count: usize) -> Self {
         let entries = show::count(count as u64, "entry", "entries");

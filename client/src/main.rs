@@ -10,6 +10,7 @@ mod daemon;
 mod failure;
 mod progress;
 mod show;
+mod silence;
 mod values;
 mod verbs;
 
