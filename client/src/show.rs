@@ -163,6 +163,25 @@ pub(crate) fn short_or_dash(id: Option<&str>) -> String {
     id.map_or("-", short).to_owned()
 }
 
+/// Who took an image over from a checkout that goes on as a branch.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Taken {
+    device: String,
+    reason: Option<String>,
+    name: String,
+    branch: String,
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} took {} over", self.device, self.name)?;
+        if let Some(reason) = &self.reason {
+            write!(f, ": \"{reason}\"")?;
+        }
+        write!(f, "; this checkout goes on as {}", self.branch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

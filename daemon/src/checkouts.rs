@@ -46,7 +46,7 @@ use crate::events::{Event, Events, Reporter};
 use crate::home::Home;
 use crate::images::{CommitSpec, Images, LocalState};
 use crate::keeper::{Clock, Keeper};
-use crate::state::{ClosedCheckout, State};
+use crate::state::{ClosedCheckout, State, TakenRow};
 use crate::stream::Uploader;
 use crate::tree::Tree;
 
@@ -383,13 +383,23 @@ impl Shared {
     }
 
     fn tell_state(&self, checkout: &Checkout, state: &'static str) {
+        self.tell_taken(checkout, state, None);
+    }
+
+    /// Tells of a checkout's state, and of who took over what it was of before.
+    fn tell_taken(&self, checkout: &Checkout, state: &'static str, taken: Option<TakenRow>) {
+        let (rival, reason, left) = match taken {
+            Some(taken) => (Some(taken.device), taken.reason, Some(taken.name)),
+            None => (None, None, None),
+        };
         self.events.send(Event::Checkout {
             checkout: checkout.id,
             name: checkout.name(),
             dir: checkout.dir.display().to_string(),
             state,
-            rival: None,
-            reason: None,
+            rival,
+            reason,
+            left,
         });
     }
 }

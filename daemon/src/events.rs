@@ -33,6 +33,8 @@ pub enum Event {
         rival: Option<String>,
         /// What was said about it, once that is known.
         reason: Option<String>,
+        /// The name of the image that was taken over, where the checkout goes on as a branch.
+        left: Option<String>,
     },
     /// Work on a checkout went on.
     Progress {

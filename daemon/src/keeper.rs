@@ -31,6 +31,7 @@ use crate::state::{State, StateError};
 use retake::Retake;
 
 pub use clock::{Clock, luck};
+pub use theft::why;
 
 /// Why a lease did not take an event.
 #[derive(Debug, thiserror::Error)]
@@ -622,6 +623,7 @@ impl Task {
                 state: word(kind),
                 rival: rival(&self.home, &kept.holder),
                 reason: None,
+                left: None,
             });
         }
     }

@@ -33,7 +33,7 @@ use img_types::CheckoutId;
 use rusqlite::Connection;
 
 pub use acknowledged::Acknowledged;
-pub use branches::BranchedRow;
+pub use branches::{BranchedRow, TakenRow};
 pub use checkouts::{CheckoutRow, CheckpointRow, ClosedCheckout, PendingCommit, Stage};
 pub use home::{HomePin, IssuedInvite};
 pub use hydrations::HydrationRow;
@@ -177,21 +177,24 @@ impl Database {
         let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let steps: &[&str] = match version {
             0 => &[
-                SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
+                SCHEMA, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11,
             ],
             2 => &[
-                FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
+                FROM_2, FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11,
             ],
             3 => &[
-                FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10,
+                FROM_3, FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11,
             ],
-            4 => &[FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
-            5 => &[FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
-            6 => &[FROM_6, FROM_7, FROM_8, FROM_9, FROM_10],
-            7 => &[FROM_7, FROM_8, FROM_9, FROM_10],
-            8 => &[FROM_8, FROM_9, FROM_10],
-            9 => &[FROM_9, FROM_10],
-            10 => &[FROM_10],
+            4 => &[
+                FROM_4, FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11,
+            ],
+            5 => &[FROM_5, FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11],
+            6 => &[FROM_6, FROM_7, FROM_8, FROM_9, FROM_10, FROM_11],
+            7 => &[FROM_7, FROM_8, FROM_9, FROM_10, FROM_11],
+            8 => &[FROM_8, FROM_9, FROM_10, FROM_11],
+            9 => &[FROM_9, FROM_10, FROM_11],
+            10 => &[FROM_10, FROM_11],
+            11 => &[FROM_11],
             VERSION => &[],
             newer => return Err(StateError::Version(newer)),
         };
@@ -214,7 +217,7 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 /// SQLite's extended code of an fsync that failed.
 const SYNC_FAILED: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-const VERSION: i64 = 11;
+const VERSION: i64 = 12;
 
 /// What version 3 has that version 2 had not.
 const FROM_2: &str = "
@@ -298,6 +301,17 @@ CREATE TABLE hydrations (
     checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
     message TEXT,
     hint TEXT
+) STRICT;
+";
+
+/// What version 12 has that version 11 had not.
+const FROM_11: &str = "
+CREATE TABLE taken (
+    checkout BLOB PRIMARY KEY REFERENCES checkouts ON DELETE CASCADE,
+    device TEXT NOT NULL,
+    reason TEXT,
+    name TEXT NOT NULL,
+    branch TEXT NOT NULL
 ) STRICT;
 ";
 

@@ -32,6 +32,8 @@ struct Commit {
     branch: Option<Branch>,
     #[serde(default)]
     left_out: Vec<LeftOut>,
+    #[serde(default)]
+    taken: Option<show::Taken>,
     unchanged: bool,
 }
 
@@ -116,6 +118,10 @@ fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Err
             text.push_str(&format!("\n  {}", left_out.path));
         }
     }
+    if let Some(taken) = commit.taken {
+        // What was committed is not in the image that was named.
+        text = format!("{taken}.\n{text}");
+    }
     let message = commit.message.as_deref().unwrap_or(wanted);
     if !wanted.is_empty() && message != wanted {
         text.push_str(&format!(
@@ -153,6 +159,12 @@ mod tests {
         assert_eq!(
             render_commit(&commit, "").unwrap(),
             "Nothing has changed since commit 4 (ababababab)."
+        );
+        let commit = json!({"commit": id, "seq": 1, "sent_bytes": 10, "unchanged": false,
+            "taken": {"device": "desktop", "reason": null, "name": "vm", "branch": "vm-laptop"}});
+        assert_eq!(
+            render_commit(&commit, "").unwrap(),
+            "desktop took vm over; this checkout goes on as vm-laptop.\nCommit 1 (ababababab), 10 B sent."
         );
         let branch = json!({"commit": id, "seq": 0, "sent_bytes": 10, "unchanged": false,
             "branch": {"name": "mine"}});

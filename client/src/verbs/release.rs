@@ -1,5 +1,6 @@
 //! `imgctl release`.
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Session;
@@ -28,12 +29,16 @@ pub(super) fn render(released: &Value) -> String {
     } else {
         ""
     };
-    match released["commit"].as_str() {
+    let text = match released["commit"].as_str() {
         Some(commit) => format!(
             "{name} at {dir} is released{already}; its head is {}.",
             show::short(commit)
         ),
         None => format!("{name} at {dir} is released{already}."),
+    };
+    match show::Taken::deserialize(&released["taken"]) {
+        Ok(taken) => format!("{taken}.\n{text}"),
+        Err(_) => text,
     }
 }
 

@@ -27,6 +27,8 @@ struct Status {
     #[serde(default)]
     reason: Option<String>,
     #[serde(default)]
+    taken: Option<show::Taken>,
+    #[serde(default)]
     image_deleted: bool,
     dirty_bytes: u64,
     checkpoints_local: u64,
@@ -144,6 +146,9 @@ fn render_one(status: &Status) -> String {
         },
     };
     line("state", state);
+    if let Some(taken) = &status.taken {
+        line("taken over", taken.to_string());
+    }
     if !status.mounted {
         line("mounted", "no".to_owned());
     }
@@ -271,6 +276,13 @@ mod tests {
         let mut later = paced.clone();
         later["checkpoints"]["next_in_s"] = json!(41);
         assert_eq!(without_countdown(later), without_countdown(paced));
+        let mut taken = status.clone();
+        taken["taken"] = json!({"device": "desktop", "reason": "the talk is today", "name": "vm", "branch": "vm-laptop"});
+        let text = render(&taken).unwrap();
+        assert!(
+            text.contains("  taken over    desktop took vm over: \"the talk is today\"; this checkout goes on as vm-laptop\n"),
+            "{text}"
+        );
         let mut lost = status.clone();
         lost["state"] = json!("orphan");
         lost["lease"] = Value::Null;

@@ -9,7 +9,7 @@ use img_lease::Terms;
 use img_lease::holder::{Granted, Kind as LeaseKind};
 use img_proto::{Answer, Call, Refusal};
 use img_records::Parent;
-use img_types::{CommitId, ImageId, ImageName, RequestId, Token};
+use img_types::{CommitId, DeviceId, ImageId, ImageName, RequestId, Token};
 
 use super::Shared;
 use super::work::{self, CommitError, CommitJob, totals};
@@ -29,6 +29,8 @@ pub(super) struct Onward {
     pub(super) descriptor: OpenDescriptor,
     pub(super) first: OpenCommit,
     pub(super) granted: Granted,
+    /// Who made it while taking the image over, and why, as far as that is known.
+    pub(super) by: Option<(DeviceId, Option<String>)>,
 }
 
 /// A branch that a checkout has made of its state.
@@ -163,6 +165,7 @@ impl Onward {
             descriptor: opened?,
             first: branch.first,
             granted,
+            by: None,
         })
     }
 

@@ -372,6 +372,7 @@ impl Checkouts {
             base,
             checkpoints: Vec::new(),
             wishes: Vec::new(),
+            taken: None,
             reporter: Reporter::new(Phase::Mount),
             pending: false,
             application: None,

@@ -109,7 +109,7 @@ async fn recover_one(
         .images
         .trusted(|trust| trust.open_descriptor(row.image, &row.descriptor))?;
     let base = open_base(shared, &row)?;
-    let (checkpoints, wishes, pending, hydration) = shared
+    let (checkpoints, wishes, pending, hydration, taken) = shared
         .state
         .with(move |db| {
             let wishes = db.wishes(checkout)?;
@@ -118,6 +118,7 @@ async fn recover_one(
                 wishes,
                 db.pending_commit(checkout)?,
                 db.hydration(checkout)?,
+                db.taken(checkout)?,
             ))
         })
         .await?;
@@ -138,6 +139,7 @@ async fn recover_one(
         base,
         checkpoints,
         wishes,
+        taken,
         reporter: Reporter::new(Phase::Mount),
         pending: pending.is_some() || has_late_lease,
         application,

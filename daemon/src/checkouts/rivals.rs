@@ -23,7 +23,7 @@ use super::{Checkout, CommitRequest, Shared, lock, work};
 use crate::commits::OpenCommit;
 use crate::error::{ApiError, Kind};
 use crate::images::Image;
-use crate::keeper::luck;
+use crate::keeper::{self, luck};
 
 impl Shared {
     /// Asks the home for the list, and compares; waits out an absent home.
@@ -161,8 +161,20 @@ impl Shared {
         let (Some(first), Some(token)) = (image.head.clone(), self.token(lease)) else {
             return;
         };
+        let thief = first.record().device;
+        let by = if thief == self.home.device() {
+            None
+        } else {
+            let asked = keeper::why(&self.home, holder.image(), checkout.id);
+            // Who took it is told without it, too.
+            let why = asked.await.inspect_err(
+                |error| tracing::debug!(%error, "why an image was taken over is not known"),
+            );
+            Some((thief, why.ok().flatten()))
+        };
         let onward = Onward {
             from: holder.image(),
+            by,
             descriptor: image.descriptor.clone(),
             granted: Granted {
                 token,

@@ -134,7 +134,10 @@ impl Scene {
     /// What a checkout hears of a branch that continues an image.
     pub(super) fn onward(&self, from: ImageId, branch: &Image) -> Onward {
         let first = branch.head.clone().unwrap();
+        let thief = first.record().device;
+        let taken = thief != self.device.home.device();
         Onward {
+            by: taken.then(|| (thief, Some("the talk is today".into()))),
             from,
             descriptor: branch.descriptor.clone(),
             granted: self.granted(&first),
@@ -196,6 +199,7 @@ impl Scene {
             base: None,
             checkpoints: Vec::new(),
             wishes: Vec::new(),
+            taken: None,
             reporter: Reporter::new(Phase::Mount),
             pending: false,
             application: None,

@@ -12,7 +12,7 @@ use crate::error::{self, ApiError};
 use crate::events::{Phase, time};
 use crate::images::NamedRoot;
 use crate::keeper::{rival, word};
-use crate::state::CheckpointRow;
+use crate::state::{CheckpointRow, TakenRow};
 
 /// What a checkout's worker lets others see.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +46,8 @@ pub(super) struct View {
     pub(super) unsealed: Option<ApiError>,
     /// How often a seal has failed.
     pub(super) seal_failures: u64,
+    /// Who took over what it was of before, until a person goes on with what it has become.
+    pub(super) taken: Option<TakenRow>,
     /// What does not go on, and why.
     pub(super) problem: Option<String>,
     /// Checkpoints that nobody asks for.
@@ -163,6 +165,7 @@ impl Checkout {
             "state": holder.as_ref().map_or("closed", |holder| self.word(holder)),
             "rival": holder.as_ref().and_then(|holder| rival(&self.shared.home, holder)),
             "reason": self.shared.keeper.reason(self.id),
+            "taken": view.taken,
             "base": base,
             "head": self.shared.head(self.image()).or(base),
             "lease": lease,

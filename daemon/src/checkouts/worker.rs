@@ -50,7 +50,7 @@ use crate::home::CallError;
 use crate::images::NamedRoot;
 use crate::mount::{MountConfig, Mounted};
 use crate::seal::{SealError, SealedRoot};
-use crate::state::{CheckpointRow, Stage, WishRow};
+use crate::state::{CheckpointRow, Stage, TakenRow, WishRow};
 use crate::stream::{Sent, Settled, UploadError};
 use crate::tree::Tree;
 
@@ -244,6 +244,8 @@ pub(super) struct Beginning {
     pub(super) checkpoints: Vec<CheckpointRow>,
     /// Commits that were wanted before the restart.
     pub(super) wishes: Vec<WishRow>,
+    /// Who took over what it was of before.
+    pub(super) taken: Option<TakenRow>,
     pub(super) reporter: Reporter,
     /// Whether a commit was under way before the restart.
     pub(super) pending: bool,
@@ -311,6 +313,7 @@ impl Worker {
         worker.view.send_modify(|view| {
             view.sealed_bytes = row.sealed_bytes;
             view.sent_bytes = row.sent_bytes;
+            view.taken = beginning.taken;
             view.show_cut(worker.checkpoints.last());
         });
         worker.show_application();
@@ -495,6 +498,12 @@ impl Worker {
         let Some(command) = command else {
             return;
         };
+        if matches!(
+            command,
+            Command::Checkpoint { .. } | Command::Commit { .. } | Command::Release { .. }
+        ) {
+            self.forget_taken();
+        }
         match command {
             Command::Checkpoint { message, done } => {
                 self.seal_again = None;

@@ -16,10 +16,22 @@ impl Kept {
     }
 }
 
-/// Asks the home; nothing where no reason was given, or nobody took it by force.
+/// Asks the home for somebody who watches a lease.
 pub(super) async fn ask(home: &Home, image: ImageId, checkout: CheckoutId) -> Called {
+    Called::Explained(checkout, why(home, image, checkout).await)
+}
+
+/// Asks the home why a checkout's image was taken over; nothing where no reason was given, or nobody took it by force.
+///
+/// # Errors
+/// The home is away, or makes no sense.
+pub async fn why(
+    home: &Home,
+    image: ImageId,
+    checkout: CheckoutId,
+) -> Result<Option<String>, CallError> {
     let asked = home.ask(Call::StolenBy { image, checkout }).await;
-    let outcome = match asked {
+    match asked {
         Ok(Answer::StolenBy { steal }) => {
             let reason =
                 steal.map(|steal| home.trusted(|trust| open_reason(trust, image, &steal.reason)));
@@ -29,8 +41,7 @@ pub(super) async fn ask(home: &Home, image: ImageId, checkout: CheckoutId) -> Ca
         // It will not say.
         Err(CallError::Refused(_)) => Ok(None),
         Err(error) => Err(error),
-    };
-    Called::Explained(checkout, outcome)
+    }
 }
 
 impl Task {
@@ -51,6 +62,7 @@ impl Task {
                 state: word(kept.holder.kind()),
                 rival: rival(&self.home, &kept.holder),
                 reason: reason.clone(),
+                left: None,
             });
         }
         self.reasons.send_modify(|reasons| {

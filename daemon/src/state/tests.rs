@@ -321,6 +321,7 @@ fn a_commit_ends_the_wishes_that_it_was_begun_for() {
         holder: Vec::new(),
         generation_max: 1,
         wishes: vec![numbers[2]],
+        taken: None,
     };
     state.now(|db| db.branched(checkout, &branch)).unwrap();
     assert!(messages(&state).is_empty());
@@ -388,7 +389,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let state = open(dir.path());
     state.now(|db| db.add_checkout(&row())).unwrap();
-    let back = "DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+    let back = "DROP TABLE taken; DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
         DROP TABLE checkpoint_roots; DROP TABLE wishes; DROP TABLE acknowledged; DROP TABLE closed;
         ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic; PRAGMA user_version = 2;";
     state.now(|db| Ok(db.sql.execute_batch(back)?)).unwrap();
@@ -400,7 +401,7 @@ fn a_folder_of_the_version_before_is_taken_over() {
         [checkpoint(1)]
     );
     // Version 4 kept a wish beside its checkpoint.
-    let back = r#"DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
+    let back = r#"DROP TABLE taken; DROP TABLE hydrations; ALTER TABLE checkouts DROP COLUMN refusal; DROP TABLE applications; ALTER TABLE checkpoints DROP COLUMN last_flush; ALTER TABLE checkpoints DROP COLUMN stopped_us;
         DROP TABLE checkpoint_roots; DROP TABLE wishes; ALTER TABLE checkpoints DROP COLUMN past; ALTER TABLE checkpoints DROP COLUMN automatic;
         ALTER TABLE checkpoints ADD COLUMN wish BLOB;
         UPDATE checkpoints SET wish = CAST('{"message":"kept"}' AS BLOB); PRAGMA user_version = 4;"#;

@@ -9,6 +9,7 @@ use img_lease::holder::Event as LeaseEvent;
 use img_seal::Reference;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tokio::task::block_in_place;
 
 use super::cuts::WaitingCut;
 use super::{TRIM_AFTER, Worker};
@@ -16,7 +17,7 @@ use crate::checkouts::branching::{Branched, Left, Onward};
 use crate::checkouts::{CommitRequest, lock};
 use crate::error::ApiError;
 use crate::keeper::{self, KeeperError, Label};
-use crate::state::{BranchedRow, Stage};
+use crate::state::{BranchedRow, Stage, TakenRow};
 
 impl Worker {
     /// Wants to go on as a branch that the home has leased to this checkout.
@@ -134,6 +135,13 @@ impl Worker {
         let keeper = self.shared.keeper.clone();
         let mut holder = keeper.holder(self.checkout).ok_or(KeeperError::Unknown)?;
         let (image, name) = (onward.image(), onward.descriptor.name.to_string());
+        let left = self.shared.name(self.image);
+        let taken = onward.by.map(|(device, reason)| TakenRow {
+            device: self.shared.images.device_name(&device),
+            reason,
+            name: left.unwrap_or_else(|| self.name.clone()),
+            branch: name.clone(),
+        });
         holder.apply(LeaseEvent::Branched {
             image,
             granted: onward.granted,
@@ -146,6 +154,7 @@ impl Worker {
             holder: keeper::encode(&holder),
             generation_max,
             wishes: fulfilled,
+            taken: taken.clone(),
         };
         let (checkout, state) = (self.checkout, self.shared.state.clone());
         state.with(move |db| db.branched(checkout, &row)).await?;
@@ -169,7 +178,10 @@ impl Worker {
         self.forget_refusal();
         self.untrimmed = TRIM_AFTER;
         self.renew_run_id();
-        self.view.send_modify(|view| view.staged = None);
+        self.view.send_modify(|view| {
+            view.staged = None;
+            view.taken.clone_from(&taken);
+        });
         self.set_problem(None);
         self.forget_upto(generation_max);
         self.show();
@@ -178,9 +190,26 @@ impl Worker {
         }
         let listed = lock(&self.shared.open).get(&checkout).cloned();
         if let Some(listed) = listed {
-            self.shared.tell_state(&listed, keeper::word(holder.kind()));
+            let state = keeper::word(holder.kind());
+            self.shared.tell_taken(&listed, state, taken);
         }
         Ok(())
+    }
+
+    /// A person goes on here, and has been told what became of the checkout.
+    pub(super) fn forget_taken(&mut self) {
+        if self.view.borrow().taken.is_none() {
+            return;
+        }
+        let checkout = self.checkout;
+        let forgotten = block_in_place(|| {
+            let state = &self.shared.state;
+            state.now(|db| db.forget_taken(checkout))
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "who took an image over is told once more after a restart");
+        }
+        self.view.send_modify(|view| view.taken = None);
     }
 
     /// The newest generation that a root contains, as far as this daemon knows.

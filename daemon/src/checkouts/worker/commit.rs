@@ -421,6 +421,7 @@ impl Worker {
             "sealed_bytes": 0,
             "message": self.base.as_ref().map(|base| &base.private.message),
             "unchanged": true,
+            "taken": self.view.borrow().taken,
         });
         for mut wish in fulfilled {
             wish.answer(Ok(answer.clone()));
@@ -445,6 +446,7 @@ impl Worker {
             "sealed_bytes": commit.private.sealed_bytes,
             "message": commit.private.message,
             "unchanged": false,
+            "taken": self.view.borrow().taken,
         });
         tracing::info!(checkout = %self.checkout.short(), commit = %commit.id.short(), "committed");
         self.base = Some(commit);

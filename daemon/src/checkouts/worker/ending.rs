@@ -280,6 +280,7 @@ impl Worker {
             "name": self.name,
             "dir": self.dir.display().to_string(),
             "commit": commit,
+            "taken": self.view.borrow().taken,
         });
         self.answer_release(|| Ok(done.clone()));
     }

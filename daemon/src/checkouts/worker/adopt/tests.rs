@@ -4,6 +4,7 @@ use img_types::RequestId;
 
 use super::*;
 use crate::checkouts::scene::{Scene, THIEF};
+use crate::events::Event;
 use crate::stream::Sent;
 use crate::stream::fake::{CHECKOUT, IMAGE};
 
@@ -31,10 +32,33 @@ async fn who_went_on_as_its_own_branch_is_not_pulled_onto_a_thiefs() {
     let holder = scene.device.keeper.holder(CHECKOUT).unwrap();
     assert_eq!(holder.image(), mine.row.image);
 
+    let _inbox = scene.list();
+    let mut events = scene.shared.events.subscribe();
     let further = scene.branch(&mine, "further", THIEF);
     worker.wish_onward(scene.onward(mine.row.image, &further));
     worker.start_onward().await;
     assert_eq!(worker.image, further.row.image);
+
+    // Whoever works here is told by whom and why, until they go on.
+    let taken = worker.view.borrow().taken.clone().unwrap();
+    assert_eq!(
+        (taken.name.as_str(), taken.branch.as_str()),
+        ("mine", "further")
+    );
+    assert_eq!(taken.reason.as_deref(), Some("the talk is today"));
+    let told = std::iter::from_fn(|| events.try_recv().ok()).find_map(|event| match event {
+        Event::Checkout {
+            left, name, reason, ..
+        } => Some((left?, name, reason?)),
+        _ => None,
+    });
+    let (left, name, reason) = told.unwrap();
+    assert_eq!((left.as_str(), name.as_str()), ("mine", "further"));
+    assert_eq!(reason, "the talk is today");
+    let kept = || scene.device.state.now(|db| db.taken(CHECKOUT)).unwrap();
+    assert_eq!(kept(), Some(taken));
+    worker.forget_taken();
+    assert_eq!((kept(), worker.view.borrow().taken.clone()), (None, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
