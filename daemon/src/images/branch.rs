@@ -47,6 +47,7 @@ impl Images {
             "name": to.as_str(),
             "commit": branch.first.id,
             "parent": commit.commit,
+            "checkpoint": state.id != commit.commit,
         }))
     }
 
