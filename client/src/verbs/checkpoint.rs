@@ -33,6 +33,8 @@ struct Commit {
     #[serde(default)]
     left_out: Vec<LeftOut>,
     #[serde(default)]
+    adopted: bool,
+    #[serde(default)]
     taken: Option<show::Taken>,
     unchanged: bool,
 }
@@ -103,6 +105,11 @@ fn render_commit(commit: &Value, wanted: &str) -> Result<String, serde_json::Err
             "Saved as {name} ({id}), {} sent. This checkout goes on as {name}.",
             show::bytes(commit.sent_bytes)
         )
+    } else if commit.adopted {
+        format!(
+            "Nothing has changed since commit {} ({id}); this checkout has the lease again.",
+            commit.seq
+        )
     } else if commit.unchanged {
         format!("Nothing has changed since commit {} ({id}).", commit.seq)
     } else {
@@ -165,6 +172,12 @@ mod tests {
         assert_eq!(
             render_commit(&commit, "").unwrap(),
             "desktop took vm over; this checkout goes on as vm-laptop.\nCommit 1 (ababababab), 10 B sent."
+        );
+        let adopted =
+            json!({"commit": id, "seq": 4, "sent_bytes": 0, "unchanged": true, "adopted": true});
+        assert_eq!(
+            render_commit(&adopted, "").unwrap(),
+            "Nothing has changed since commit 4 (ababababab); this checkout has the lease again."
         );
         let branch = json!({"commit": id, "seq": 0, "sent_bytes": 10, "unchanged": false,
             "branch": {"name": "mine"}});

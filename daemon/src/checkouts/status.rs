@@ -50,6 +50,8 @@ pub(super) struct View {
     pub(super) taken: Option<TakenRow>,
     /// What does not go on, and why.
     pub(super) problem: Option<String>,
+    /// Whether that is a refusal of what was asked, which is not tried again by itself.
+    pub(super) refused: bool,
     /// Checkpoints that nobody asks for.
     pub(super) automatic: AutomaticView,
 }
@@ -215,6 +217,18 @@ impl Checkout {
                 .is_ok_and(|kept| kept.is_none())
     }
 
+    /// What can be done where what was asked is refused. It is made of how things stand now: a lease may have gone
+    /// since, or have come back.
+    fn ways_on(&self, holder: Option<&Holder>) -> String {
+        let dir = self.dir.display();
+        if holder.is_some_and(|holder| holder.kind() == Kind::Orphan) {
+            return work::orphan(&self.shared, self.image(), &self.name(), &self.dir).hint;
+        }
+        format!(
+            "Ask for it again: `imgctl commit {dir}`. Or save it as a new image and go on there: `imgctl commit {dir} --branch NEW`."
+        )
+    }
+
     /// What a person should know now: what only a person can mend comes first, then what does not go on here,
     /// then a home that will be back.
     fn trouble(&self, view: &View, holder: Option<&Holder>) -> Option<ApiError> {
@@ -226,7 +240,11 @@ impl Checkout {
             return Some(told.clone());
         }
         if let Some(problem) = &view.problem {
-            return Some(ApiError::new(error::Kind::Failed, problem.clone(), ""));
+            let mut told = ApiError::new(error::Kind::Failed, problem.clone(), "");
+            if view.refused {
+                told.hint = self.ways_on(holder);
+            }
+            return Some(told);
         }
         if holder.is_some_and(|holder| holder.kind() == Kind::Orphan) {
             return Some(work::orphan(
@@ -272,5 +290,28 @@ impl Checkouts {
                 })
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkouts::lock;
+    use crate::checkouts::scene::Scene;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_refused_while_nobody_waited_is_shown_with_the_ways_on() {
+        let scene = Scene::new().await;
+        let _inbox = scene.list();
+        let checkout = lock(&scene.shared.open).values().next().cloned().unwrap();
+        let mut view = View {
+            problem: Some("Another image is called new.".into()),
+            refused: true,
+            ..View::default()
+        };
+        let told = checkout.trouble(&view, None).unwrap();
+        assert!(told.hint.contains("--branch NEW"), "{told:?}");
+        view.refused = false;
+        assert_eq!(checkout.trouble(&view, None).unwrap().hint, "");
     }
 }

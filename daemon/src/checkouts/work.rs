@@ -173,6 +173,10 @@ impl CommitJob {
             shared.keeper.explained(self.checkout).await;
         }
         let mut settled = outcome?;
+        if late == Some(LeaseKind::ReadOnly) {
+            // It stands on its own commit now, and needs the one of before no more.
+            self.unpin();
+        }
         if late == Some(LeaseKind::ReadOnly) && self.request.keep {
             let checkout = self.checkout;
             let kept = shared.state.with(move |db| db.keep_lease(checkout)).await;
@@ -182,6 +186,26 @@ impl CommitJob {
         }
         settled.sent.add(sent_before);
         Ok(settled)
+    }
+
+    /// Lets the home forget the commit that a read-only checkout stood on; one that cannot be told ends by itself.
+    fn unpin(&self) {
+        let Some(commit) = self.base.as_ref().map(|base| base.id) else {
+            return;
+        };
+        let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);
+        tokio::spawn(async move {
+            if let Err(error) = end_one(&shared, Call::Unpin { commit, checkout }).await {
+                tracing::warn!(%error, "a commit that was left stays pinned until that ends by itself");
+            }
+        });
+    }
+
+    /// Takes the lease of an orphan that has nothing to commit.
+    pub(super) async fn adopt(self) -> Result<(), CommitError> {
+        let shared = Arc::clone(&self.shared);
+        let _claim = Claim::checkout(&shared, self.checkout);
+        self.acquire().await.map(drop)
     }
 
     /// Gives back the lease that was taken for this commit.
@@ -620,6 +644,13 @@ pub(super) fn explain(
             if told.kind == Kind::Orphan {
                 // The name may be a newer image's, or another checkout's.
                 told.hint = save_or_drop(dir);
+            }
+            if matches!(told.kind, Kind::Leased | Kind::StagedWork) {
+                let dir = dir.display();
+                told.hint = format!(
+                    "Save it as a new image and go on there: `imgctl commit {dir} --branch NEW`. Or: {}",
+                    told.hint
+                );
             }
             told
         }

@@ -190,6 +190,8 @@ enum Arrived {
     Branch(Box<Branched>),
     /// Beside the head, with what had to be sent for it.
     Staged(CommitId, Sent),
+    /// It is there: an orphan that stands on it has the lease again.
+    Adopted,
     /// Not: parts are lost, and have been taken out of the checkout.
     LeftOut(Vec<LeftOut>),
 }
@@ -201,7 +203,7 @@ impl Arrived {
             Self::Commit(settled) => settled.sent.busy,
             Self::Branch(branched) => branched.sent.busy,
             Self::Staged(_, sent) => sent.busy,
-            Self::LeftOut(_) => std::time::Duration::ZERO,
+            Self::LeftOut(_) | Self::Adopted => std::time::Duration::ZERO,
         }
     }
 }
@@ -465,6 +467,9 @@ impl Worker {
             Happened::Streamed(Ok(Some((generation, Arrived::Staged(commit, _))))) => {
                 self.staged(generation, commit);
             }
+            Happened::Streamed(Ok(Some((generation_max, Arrived::Adopted)))) => {
+                self.adopted(generation_max);
+            }
             Happened::Streamed(Ok(Some((generation_max, Arrived::LeftOut(left_out))))) => {
                 self.left_out(generation_max, left_out);
             }
@@ -618,7 +623,9 @@ impl Worker {
     /// Shows what does not go on; where all does, what was refused while nobody waited.
     pub(super) fn set_problem(&self, problem: Option<String>) {
         let problem = problem.or_else(|| self.refusal.clone());
-        self.view.send_modify(|view| view.problem = problem);
+        let refused = problem.is_some() && problem == self.refusal;
+        self.view
+            .send_modify(|view| (view.problem, view.refused) = (problem, refused));
     }
 
     fn show(&self) {

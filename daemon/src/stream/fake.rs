@@ -320,6 +320,41 @@ impl Inner {
                 self.calls.push("pin");
                 Ok(Answer::Done)
             }
+            Call::Unpin { .. } => {
+                self.calls.push("unpin");
+                Ok(Answer::Done)
+            }
+            Call::Acquire {
+                checkout,
+                terms,
+                expect_head,
+                take_over,
+                ..
+            } => {
+                self.calls.push("acquire");
+                let want = grantor::Acquire {
+                    checkout,
+                    terms: Terms {
+                        ttl_ms: terms.ttl_ms,
+                        mode: terms.mode,
+                    },
+                    expect_head,
+                    take_over,
+                };
+                grantor::acquire(&self.image, &caller, &want)
+                    .map(|grant| {
+                        self.image = grant.effect.image;
+                        let head = self.image.head_commit();
+                        Answer::Granted {
+                            token: grant.token,
+                            ttl_ms: grant.ttl_ms,
+                            head: head.and_then(|head| self.commits.get(&head).cloned()),
+                            current: true,
+                            trace: None,
+                        }
+                    })
+                    .map_err(refusal)
+            }
             Call::RosterAppend { .. } => {
                 self.calls.push("append");
                 let position = self.log_moved;

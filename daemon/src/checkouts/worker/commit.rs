@@ -266,6 +266,8 @@ impl Worker {
         };
         let root = match root {
             Some(root) if branches || Some(root) != base || self.is_to_be_said(&request) => root,
+            // Who takes an orphan up wants its lease, also where there is nothing to commit.
+            Some(root) if self.is_to_be_adopted(&request) => root,
             None if branches => {
                 let error = branching::no_commit_yet(&self.name);
                 self.not_committed(&CommitError::Forbidden(Box::new(error)));
@@ -298,6 +300,7 @@ impl Worker {
             request,
             reporter: self.reporter.clone(),
         };
+        let adopts = Some(root) == base && !self.is_to_be_said(&job.request);
         let branch = job.request.branch.as_deref().map(ImageName::parse);
         let descriptor = self.descriptor.clone();
         let loss = Loss {
@@ -310,6 +313,7 @@ impl Worker {
         };
         self.streaming = Some(tokio::spawn(async move {
             let arrived = match branch {
+                None if adopts => job.adopt().await.map(|()| Arrived::Adopted),
                 None => job
                     .run()
                     .await
@@ -339,6 +343,20 @@ impl Worker {
         let base = self.base.as_ref();
         let unsaid = base.is_some_and(|base| base.private.kind == CommitKind::Checkpoint);
         unsaid && !request.automatic && !request.message.is_empty()
+    }
+
+    /// Whether it is an orphan that somebody wants to take up.
+    fn is_to_be_adopted(&self, request: &CommitRequest) -> bool {
+        let holder = self.shared.keeper.holder(self.checkout);
+        let is_orphan = holder.is_some_and(|holder| holder.kind() == LeaseKind::Orphan);
+        is_orphan && request.adopt_orphan
+    }
+
+    /// An orphan that had nothing to commit has the lease again.
+    pub(super) fn adopted(&mut self, generation_max: u64) {
+        tracing::info!(checkout = %self.checkout.short(), "an orphan has taken the lease again");
+        self.set_problem(None);
+        self.nothing_new(generation_max, true);
     }
 
     /// Whether somebody wants what is lost to be left out.
@@ -403,6 +421,10 @@ impl Worker {
 
     /// What was sealed is what the base has: there is nothing to commit.
     fn nothing_changed(&mut self, generation_max: u64) {
+        self.nothing_new(generation_max, false);
+    }
+
+    fn nothing_new(&mut self, generation_max: u64, adopted: bool) {
         let checkout = self.checkout;
         let fulfilled = self.settle_wishes();
         let numbers = wishes::numbers(&fulfilled);
@@ -421,6 +443,7 @@ impl Worker {
             "sealed_bytes": 0,
             "message": self.base.as_ref().map(|base| &base.private.message),
             "unchanged": true,
+            "adopted": adopted,
             "taken": self.view.borrow().taken,
         });
         for mut wish in fulfilled {

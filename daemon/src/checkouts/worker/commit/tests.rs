@@ -2,12 +2,14 @@
 
 use std::fs;
 
+use img_lease::holder::{Event as LeaseEvent, Holder};
 use img_proto::Refusal;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use super::super::Command;
 use super::*;
+use crate::checkouts::opening::label;
 use crate::checkouts::scene::Scene;
 use crate::home::CallError;
 use crate::stream::fake::CHECKOUT;
@@ -113,7 +115,7 @@ async fn what_is_refused_for_good_takes_nothing_else_along() {
     worker.wishes.begin(u64::MAX);
     worker.not_committed(&refused(Refusal::NameTaken));
     worker.set_problem(None);
-    assert!(worker.view.borrow().problem.is_some());
+    assert!(worker.view.borrow().problem.is_some() && worker.view.borrow().refused);
     assert_eq!(branches(&kept(&scene)), [None]);
     // All that a restart leaves.
     worker.refusal = None;
@@ -261,5 +263,71 @@ async fn a_signed_commit_that_is_accepted_at_last_fulfils_only_what_it_was_signe
     }
     assert_eq!(worker.wishes.iter().count(), 1);
     assert_eq!(branches(&kept(&scene)), [Some("new")]);
+    worker.stop();
+}
+
+/// Asks with more than a branch, and works until it is done.
+async fn done(worker: &mut Worker, request: CommitRequest) -> Value {
+    let ((done, cut), (committed, outcome)) = (oneshot::channel(), oneshot::channel());
+    worker.obey(Command::Commit {
+        request,
+        done,
+        committed,
+    });
+    cut.await.unwrap().unwrap();
+    drive(worker, |worker| worker.wishes.is_empty()).await;
+    outcome.await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_with_nothing_to_commit_takes_its_lease_again() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    done(&mut worker, request(None)).await;
+    let rival = Some(scene.fake.lock().steal());
+    let token = scene.device.token();
+    let stale = LeaseEvent::TokenStale {
+        image: worker.image,
+        token,
+        rival,
+    };
+    scene.device.keeper.apply(CHECKOUT, stale).await.unwrap();
+    // The thief has given it back.
+    scene.fake.lock().image.lease = None;
+    let adopts = CommitRequest {
+        adopt_orphan: true,
+        ..request(None)
+    };
+    let adopted = done(&mut worker, adopts).await;
+    assert_eq!(
+        (&adopted["adopted"], &adopted["unchanged"]),
+        (&json!(true), &json!(true))
+    );
+    let holder = scene.device.keeper.holder(CHECKOUT).unwrap();
+    assert_eq!(holder.kind(), LeaseKind::Leased);
+    assert!(scene.fake.lock().image.lease.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_checkout_that_moves_up_lets_go_of_the_commit_that_it_stood_on() {
+    let scene = Scene::new().await;
+    let mut worker = scene.worker();
+    done(&mut worker, request(None)).await;
+    let base = worker.base.as_ref().map(|base| base.id);
+    scene.fake.lock().image.lease = None;
+    let holder = Holder::read_only(worker.image, CHECKOUT, base);
+    let label = label(&scene.device.row());
+    scene.device.keeper.keep(label, holder).await.unwrap();
+    worker.mount().unwrap();
+    fs::write(scene.mount().join("first"), "1").unwrap();
+    let keeps = CommitRequest {
+        keep: true,
+        ..request(None)
+    };
+    done(&mut worker, keeps).await;
+    assert_ne!(worker.base.as_ref().map(|base| base.id), base);
+    while !scene.fake.lock().calls.contains(&"unpin") {
+        tokio::task::yield_now().await;
+    }
     worker.stop();
 }
