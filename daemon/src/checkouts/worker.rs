@@ -505,7 +505,10 @@ impl Worker {
         };
         if matches!(
             command,
-            Command::Checkpoint { .. } | Command::Commit { .. } | Command::Release { .. }
+            Command::Checkpoint { .. }
+                | Command::Commit { .. }
+                | Command::Release { .. }
+                | Command::Restore { .. }
         ) {
             self.forget_taken();
         }
