@@ -173,10 +173,6 @@ impl CommitJob {
             shared.keeper.explained(self.checkout).await;
         }
         let mut settled = outcome?;
-        if late == Some(LeaseKind::ReadOnly) {
-            // It stands on its own commit now, and needs the one of before no more.
-            self.unpin();
-        }
         if late == Some(LeaseKind::ReadOnly) && self.request.keep {
             let checkout = self.checkout;
             let kept = shared.state.with(move |db| db.keep_lease(checkout)).await;
@@ -186,19 +182,6 @@ impl CommitJob {
         }
         settled.sent.add(sent_before);
         Ok(settled)
-    }
-
-    /// Lets the home forget the commit that a read-only checkout stood on; one that cannot be told ends by itself.
-    fn unpin(&self) {
-        let Some(commit) = self.base.as_ref().map(|base| base.id) else {
-            return;
-        };
-        let (shared, checkout) = (Arc::clone(&self.shared), self.checkout);
-        tokio::spawn(async move {
-            if let Err(error) = end_one(&shared, Call::Unpin { commit, checkout }).await {
-                tracing::warn!(%error, "a commit that was left stays pinned until that ends by itself");
-            }
-        });
     }
 
     /// Takes the lease of an orphan that has nothing to commit.

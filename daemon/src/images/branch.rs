@@ -27,16 +27,17 @@ impl Images {
     ) -> Result<Json, ApiError> {
         let image = self.find(name).await?;
         let (state, commit) = self.at_home(&image, at, local).await?;
+        // Nobody's working copy: the branch is FREE once it is made.
+        let checkout = CheckoutId::from_bytes(random());
         let draft = BranchDraft {
-            // Nobody's working copy: the branch is FREE once it is made.
-            checkout: CheckoutId::from_bytes(random()),
+            checkout,
             ..BranchDraft::of(&image.descriptor, to, &state, commit)
         };
         let branch = draft.sign(&self.home).map_err(ApiError::failed)?;
         let token = self.send(&branch, to).await?;
         let release = Call::Release {
             image: branch.image(),
-            checkout: CheckoutId::from_bytes(random()),
+            checkout,
             token,
         };
         if let Err(error) = self.mutate(release, to.as_str()).await {

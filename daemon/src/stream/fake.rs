@@ -320,10 +320,6 @@ impl Inner {
                 self.calls.push("pin");
                 Ok(Answer::Done)
             }
-            Call::Unpin { .. } => {
-                self.calls.push("unpin");
-                Ok(Answer::Done)
-            }
             Call::Acquire {
                 checkout,
                 terms,

@@ -313,6 +313,14 @@ fn an_application_that_waits_for_the_home_does_not_hold_up_a_checkpoint() -> Res
         let mount = b.work().join("vm");
         kill_process(home, Signal::STOP)?;
         fs::write(mount.join("go"), "")?;
+        // Without the home only a few checkpoints can be taken: none before it reads.
+        e2e::wait_for("the application to read", || {
+            let processes = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+            let mut names = processes
+                .lines()
+                .map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+            Ok(names.any(|name| name == "cat\n").then_some(()))
+        })?;
         let mut round = 0;
         let waited = e2e::wait_for("a checkpoint without the application", || {
             round += 1;

@@ -88,7 +88,7 @@ fn a_status_says_that_the_home_is_away_or_went_back_and_why_a_checkout_is_an_orp
     ensure!(text(&check, "hint").contains("accept-restore"), "{check}");
     laptop.json(&["home", "accept-restore"])?;
     for (dir, why) in [
-        (&mount, "is not the one"),
+        (&mount, "is not the newest"),
         (&new, "does not have new any more"),
     ] {
         let dir = dir.to_str().context("UTF-8")?;

@@ -2,14 +2,13 @@
 
 use std::fs;
 
-use img_lease::holder::{Event as LeaseEvent, Holder};
+use img_lease::holder::Event as LeaseEvent;
 use img_proto::Refusal;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use super::super::Command;
 use super::*;
-use crate::checkouts::opening::label;
 use crate::checkouts::scene::Scene;
 use crate::home::CallError;
 use crate::stream::fake::CHECKOUT;
@@ -306,28 +305,4 @@ async fn an_orphan_with_nothing_to_commit_takes_its_lease_again() {
     let holder = scene.device.keeper.holder(CHECKOUT).unwrap();
     assert_eq!(holder.kind(), LeaseKind::Leased);
     assert!(scene.fake.lock().image.lease.is_some());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_only_checkout_that_moves_up_lets_go_of_the_commit_that_it_stood_on() {
-    let scene = Scene::new().await;
-    let mut worker = scene.worker();
-    done(&mut worker, request(None)).await;
-    let base = worker.base.as_ref().map(|base| base.id);
-    scene.fake.lock().image.lease = None;
-    let holder = Holder::read_only(worker.image, CHECKOUT, base);
-    let label = label(&scene.device.row());
-    scene.device.keeper.keep(label, holder).await.unwrap();
-    worker.mount().unwrap();
-    fs::write(scene.mount().join("first"), "1").unwrap();
-    let keeps = CommitRequest {
-        keep: true,
-        ..request(None)
-    };
-    done(&mut worker, keeps).await;
-    assert_ne!(worker.base.as_ref().map(|base| base.id), base);
-    while !scene.fake.lock().calls.contains(&"unpin") {
-        tokio::task::yield_now().await;
-    }
-    worker.stop();
 }
